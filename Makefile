@@ -1,0 +1,29 @@
+# Everything runs in .venv, which is made where it is missing, from setup.cfg at the versions of constraints.txt.
+PYTHON ?= python3
+RUN = .venv/bin/python
+
+.PHONY: demo test test-slow lint bench
+
+demo: .venv/installed
+	$(RUN) training/demo_ecg.py
+	$(RUN) training/demo_msa.py
+
+test: .venv/installed
+	$(RUN) -m pytest
+
+test-slow: .venv/installed
+	$(RUN) -m pytest -m slow
+
+lint: .venv/installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+bench: .venv/installed
+	$(RUN) benchmarks/selective_scan.py
+	$(RUN) benchmarks/ecgmamba.py
+	$(RUN) benchmarks/mse_adapter.py
+
+.venv/installed: setup.cfg pyproject.toml constraints.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
