@@ -1,0 +1,162 @@
+"""Labelled ECG recordings, from wherever they come, as arrow-cached tensors.
+
+Every data set is a [`EcgCollection`]: where its recordings are, what they are labelled with and which split they
+belong to. `load_splits` runs each recording through the feature extractor once and caches the result with `datasets`:
+epochs neither filter nor resample again, and as the cache is memory-mapped it may be larger than memory.
+"""
+
+import hashlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class EcgRecord:
+    """
+    Attributes:
+        name (`str`): unique in its collection.
+        source: what the feature extractor reads (path, dict, array), or a function without arguments that makes it.
+        labels (`tuple[str]`): of the collection's `label_names`; empty means that the recording has none of them.
+        split (`str`): train, validation or test.
+    """
+
+    name: str
+    source: Any | Callable[[], Any]
+    labels: tuple[str, ...]
+    split: str
+
+
+@dataclass(frozen=True)
+class EcgCollection:
+    """The recordings of a data set with the names that their labels may have, in the order of the model's outputs."""
+
+    label_names: tuple[str, ...]
+    records: tuple[EcgRecord, ...]
+
+    def __post_init__(self):
+        if not self.records:
+            raise ValueError("the data set holds no labelled recording; expected at least one")
+        names = [record.name for record in self.records]
+        if len(set(names)) != len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"recording {twice!r} occurs twice; expected each name once")
+        known = set(self.label_names)
+        for record in self.records:
+            if not known.issuperset(record.labels):
+                raise ValueError(
+                    f"recording {record.name!r} is labelled {sorted(set(record.labels) - known)}; "
+                    f"expected some of {list(self.label_names)}"
+                )
+
+
+def assign_splits(names, labels, groups=None):
+    """
+    Eight parts train, one validation, one test, for data without splits of its own.
+
+    Deterministic, and the rarer label combinations are spread evenly: groups are ordered by their labels, within
+    equal labels by a hash of their name, and every tenth goes to validation, the next to test.
+
+    Args:
+        names (`list[str]`): the recordings.
+        labels (`list[tuple[str]]`): the labels of each.
+        groups (`list[str]`, *optional*): what must not be torn apart (the patient); the recording's name by default.
+
+    Returns:
+        `list[str]`: the split of each recording.
+    """
+    groups = list(names if groups is None else groups)
+    labels_of = {}
+    for group, own in zip(groups, labels, strict=True):
+        labels_of.setdefault(group, set()).update(own)
+
+    def place(group):
+        return sorted(labels_of[group]), hashlib.sha256(group.encode()).hexdigest()
+
+    split_of = {
+        group: {8: "validation", 9: "test"}.get(position % 10, "train")
+        for position, group in enumerate(sorted(labels_of, key=place))
+    }
+    return [split_of[group] for group in groups]
+
+
+def load_splits(collection, feature_extractor, cache_dir=None, num_proc=None):
+    """
+    `collection` as `datasets.DatasetDict` of those splits that have recordings.
+
+    Columns: `record` (name), `input_values` float32 [leads * time] (row-major [leads, time], normalised millivolts),
+    `lead_mask` bool [leads], `labels` float32 [labels] (1 where the recording has the label).
+
+    The cache is found again as long as the records, the feature extractor's settings and the code that reads files
+    are the same; it does not notice a changed signal file.
+
+    Raises:
+        ValueError: when a recording cannot be read; the message names it.
+    """
+    return datasets.DatasetDict(
+        {
+            split: _cached(records, split, collection.label_names, feature_extractor, cache_dir, num_proc)
+            for split in SPLITS
+            if (records := [record for record in collection.records if record.split == split])
+        }
+    )
+
+
+def _cached(records, split, label_names, feature_extractor, cache_dir, num_proc):
+    features = datasets.Features(
+        record=datasets.Value("string"),
+        input_values=datasets.List(datasets.Value("float32")),
+        lead_mask=datasets.List(datasets.Value("bool")),
+        labels=datasets.List(datasets.Value("float32")),
+    )
+    arguments = {
+        "records": records,
+        "label_names": label_names,
+        "extractor_class": type(feature_extractor),
+        "extractor_settings": feature_extractor.to_dict(),
+        "code": _code_of(feature_extractor),
+    }
+    num_proc = None if num_proc is None else min(num_proc, len(records))
+    try:
+        dataset = datasets.Dataset.from_generator(
+            _examples,
+            features=features,
+            cache_dir=cache_dir,
+            gen_kwargs=arguments,
+            num_proc=num_proc if (num_proc or 1) > 1 else None,
+            split=datasets.NamedSplit(split),
+        )
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise ValueError(f"the {split} split could not be built: {error.__cause__}") from error
+    return dataset.with_format("numpy")
+
+
+def _examples(records, label_names, extractor_class, extractor_settings, code):
+    feature_extractor = extractor_class.from_dict(dict(extractor_settings))
+    for record in records:
+        source = record.source() if callable(record.source) else record.source
+        try:
+            features = feature_extractor(source, padding=False, return_tensors="np")
+        except (ValueError, OSError) as error:
+            raise ValueError(f"recording {record.name!r}: {error}") from error
+        yield {
+            "record": record.name,
+            "input_values": np.asarray(features["input_values"][0], dtype=np.float32).reshape(-1),
+            "lead_mask": np.asarray(features["lead_mask"][0], dtype=bool),
+            "labels": np.isin(label_names, record.labels).astype(np.float32),
+        }
+
+
+def _code_of(feature_extractor):
+    """A hash of the code between file and tensor: when it changes, so does the cache's key."""
+    package = Path(inspect.getfile(type(feature_extractor))).parent
+    files = [*sorted(package.glob("*recording*.py")), *sorted(package.glob("feature_extraction*.py"))]
+    files += sorted(Path(__file__).parent.glob("*ecg*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
