@@ -1,0 +1,560 @@
+"""From a recording to the tensors that ECGMamba reads: the model's leads, its sampling rate, windows, masks.
+
+Whole recordings and windows of long ones take the same way: a span of the source is read with some context on both
+sides, gaps are filled, missing limb leads computed, then it is resampled, filtered, cut and normalised. The context is
+as long as the filters remember, so that a window read alone equals the same window of the whole recording.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from transformers import BatchFeature
+from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
+
+from .recording import STANDARD_LEADS, Recording, RecordingFile, lead_name, open_recording, unit_in_millivolts
+
+NORMALIZATIONS = ("none", "mean", "per_record", "per_lead")
+
+# Limb leads from one another (Einthoven 1913, Goldberger 1942), each from leads that stand before it.
+_LIMB_LEADS = (
+    ("I", {"II": 1.0, "III": -1.0}),
+    ("II", {"I": 1.0, "III": 1.0}),
+    ("III", {"II": 1.0, "I": -1.0}),
+    ("aVR", {"I": -0.5, "II": -0.5}),
+    ("aVL", {"I": 1.0, "II": -0.5}),
+    ("aVF", {"II": 1.0, "I": -0.5}),
+)
+_SHORTEST_SECONDS = 0.5  # less than one heartbeat of anybody's
+_FLAT_MILLIVOLTS = 1e-6
+_CHUNK_SECONDS = 300.0  # of a long recording read at once
+_RESAMPLING_REACH = 10  # scipy.signal.resample_poly's filter spans 10 periods of the lower rate to either side
+_BASELINE_SECONDS = (0.2, 0.6)
+
+
+@dataclass
+class Window:
+    """A window of a recording, ready for the model but for the batch axis.
+
+    Args:
+        start, end (`float`): seconds from the beginning of the recording.
+        input_values (`np.ndarray`): float32 `[leads, window]`.
+        attention_mask (`np.ndarray`): int64 `[window]`, 0 where a short recording is padded.
+        lead_mask (`np.ndarray`): int64 `[leads]`, 0 for an absent lead.
+        notes (`tuple[str]`): what was found or done in this window (gaps filled, flat leads).
+    """
+
+    start: float
+    end: float
+    input_values: np.ndarray
+    attention_mask: np.ndarray
+    lead_mask: np.ndarray
+    notes: tuple[str, ...]
+
+
+class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
+    r"""
+    Turns ECG recordings (files, arrays, dicts; see [`open_recording`]) into what the ECGMamba models take.
+
+    Args:
+        leads (`tuple[str]`): the leads of the model, in order.
+        optional_leads (`tuple[str]`): those that a recording may lack; they become zeros and are masked.
+        sampling_rate (`float`): Hz, of the model; recordings are resampled to it (polyphase, linear phase).
+        window_seconds (`float`), window_overlap (`float`, share in [0, 1)): how [`~EcgMambaFeatureExtractor.windows`]
+            cuts long recordings.
+        bandpass (`tuple[float, float]`, *optional*): pass band in Hz, by a zero-phase Butterworth filter of order 3.
+        remove_baseline (`bool`): subtract the baseline as medians over 0.2 s, then 0.6 s, find it.
+        normalization (`str`): `"none"`; `"mean"`, each lead minus its mean, in millivolts (an electrode's offset says
+            nothing, the amplitude does: the default); `"per_record"`, that divided by the standard deviation of the
+            record's present leads together; `"per_lead"`, each lead by its own. Over the recording, or the window.
+        max_gap_seconds (`float`): missing samples (NaN) are interpolated over up to so long; longer gaps are errors.
+
+    Tensors: `input_values` float32 `[batch, leads, time]`, `attention_mask` int64 `[batch, time]` (1 = real sample),
+    `lead_mask` int64 `[batch, leads]` (1 = lead present).
+    """
+
+    model_input_names = ["input_values", "attention_mask", "lead_mask"]
+
+    def __init__(
+        self,
+        leads=STANDARD_LEADS,
+        optional_leads=(),
+        sampling_rate=100.0,
+        window_seconds=10.0,
+        window_overlap=0.5,
+        bandpass=None,
+        remove_baseline=False,
+        normalization="mean",
+        max_gap_seconds=1.0,
+        **kwargs,
+    ):
+        for derived in ("feature_size", "padding_value", "padding_side"):  # they come back from a saved file
+            kwargs.pop(derived, None)
+        super().__init__(feature_size=len(leads), sampling_rate=sampling_rate, padding_value=0.0, **kwargs)
+        self.leads = tuple(leads)
+        self.optional_leads = tuple(optional_leads)
+        self.window_seconds = window_seconds
+        self.window_overlap = window_overlap
+        self.bandpass = None if bandpass is None else tuple(bandpass)
+        self.remove_baseline = remove_baseline
+        self.normalization = normalization
+        self.max_gap_seconds = max_gap_seconds
+        self._validate()
+
+    def _validate(self):
+        def require(name, condition, expected):
+            if not condition:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected {expected}")
+
+        require("leads", self.leads and len(set(self.leads)) == len(self.leads), "lead names, each named once")
+        require("optional_leads", set(self.optional_leads) <= set(self.leads), f"some of the leads {self.leads}")
+        require("sampling_rate", 0 < self.sampling_rate < math.inf, "a number of Hz above 0")
+        require("window_seconds", self.window_seconds >= _SHORTEST_SECONDS, f"at least {_SHORTEST_SECONDS} s")
+        require("window_overlap", 0 <= self.window_overlap < 1, "a share in [0, 1)")
+        require("normalization", self.normalization in NORMALIZATIONS, f"one of {NORMALIZATIONS}")
+        require("max_gap_seconds", 0 <= self.max_gap_seconds < math.inf, "seconds, 0 or more")
+        if self.bandpass is not None:
+            half = self.sampling_rate / 2
+            fits = len(self.bandpass) == 2 and 0 < self.bandpass[0] < self.bandpass[1] < half
+            require("bandpass", fits, f"(low, high) in Hz with 0 < low < high < {half:g}, half the sampling rate")
+
+    @classmethod
+    def from_model_config(cls, config, **kwargs):
+        """The feature extractor of a model, from its `EcgMambaConfig`; `kwargs` are further arguments."""
+        shared = ("leads", "optional_leads", "sampling_rate", "window_seconds", "window_overlap")
+        return cls(**{**{name: getattr(config, name) for name in shared}, **kwargs})
+
+    @property
+    def window_samples(self) -> int:
+        return round(self.window_seconds * self.sampling_rate)
+
+    def __call__(
+        self,
+        recordings,
+        sampling_rate=None,
+        leads=None,
+        units=None,
+        padding=True,
+        max_length=None,
+        truncation=False,
+        pad_to_multiple_of=None,
+        return_tensors=None,
+    ) -> BatchFeature:
+        """
+        Args:
+            recordings: one recording or a list of them: whatever [`open_recording`] takes, or an array
+                `[batch, leads, time]`.
+            sampling_rate, leads, units: for recordings that do not state them; see [`open_recording`]. An array with
+                as many channels as the model has leads is taken to hold those, in the model's order.
+            padding, max_length, truncation, pad_to_multiple_of: as in [`~EcgMambaFeatureExtractor.pad`].
+            return_tensors (`"pt"` or `"np"`, *optional*): torch or, by default, numpy.
+
+        Returns:
+            `BatchFeature` with `input_values`, `attention_mask`, `lead_mask`; its attribute `notes` lists, for each
+            recording, what was found and done: leads computed, absent or flat, gaps filled, channels left out.
+
+        Raises:
+            ValueError, OSError: in one line, for a recording that cannot become these tensors.
+        """
+        recordings = _as_list(recordings)
+        batch = self._as_clean_batch(recordings, sampling_rate, leads, units)
+        if batch is not None:
+            features, notes = self._extract_batch(batch, sampling_rate)
+        else:
+            given = {"sampling_rate": sampling_rate, "leads": leads, "units": units, "unnamed_leads": self.leads}
+            windows = [self._whole(_Source(self, open_recording(recording, **given))) for recording in recordings]
+            names = self.model_input_names
+            features = {name: [getattr(window, name) for window in windows] for name in names}
+            notes = [window.notes for window in windows]
+        padded = self.pad(
+            features,
+            padding=padding,
+            max_length=max_length,
+            truncation=truncation,
+            pad_to_multiple_of=pad_to_multiple_of,
+            return_tensors=return_tensors,
+        )
+        padded.notes = notes
+        return padded
+
+    def windows(self, recording, sampling_rate=None, leads=None, units=None, on_gap="raise") -> "Windows":
+        """
+        The windows of a recording of any length, in time order, in constant memory: iterate over the result; its `len`
+        is their number and its `recording` tells name, duration and notes.
+
+        Windows lie `window_seconds * (1 - window_overlap)` apart. The last one ends with the recording, so that no
+        second is lost; a recording shorter than a window makes one, padded at its end.
+
+        Args:
+            recording, sampling_rate, leads, units: see [`open_recording`].
+            on_gap (`"raise"` or `"skip"`): what to do about a window with a gap longer than `max_gap_seconds`. An
+                optional lead without any sample in a window is masked there instead.
+        """
+        if on_gap not in ("raise", "skip"):
+            raise ValueError(f"on_gap is {on_gap!r}; expected 'raise' or 'skip'")
+        given = {"sampling_rate": sampling_rate, "leads": leads, "units": units, "unnamed_leads": self.leads}
+        return Windows(_Source(self, open_recording(recording, **given)), on_gap)
+
+    def pad(
+        self,
+        processed_features,
+        padding=True,
+        max_length=None,
+        truncation=False,
+        pad_to_multiple_of=None,
+        return_attention_mask=None,
+        return_tensors=None,
+    ) -> BatchFeature:
+        """
+        Batch recordings of different lengths: zeros behind the shorter ones, 0 in their `attention_mask`. Use it in a
+        collator; keys other than `input_values` and `attention_mask` (`lead_mask`, `labels`) are stacked.
+
+        Args:
+            processed_features (`dict` of lists, or `list[dict]`): with `input_values` `[leads, time]` each.
+            padding (`bool` or `str`): True or `"longest"`; `"max_length"`; False for none.
+            max_length (`int`, *optional*): samples, one window by default.
+            truncation (`bool`): cut what is longer than `max_length` at its end.
+            pad_to_multiple_of (`int`, *optional*), return_tensors (`"pt"` or `"np"`, *optional*).
+        """
+        if isinstance(processed_features, (list, tuple)):
+            keys = processed_features[0].keys()
+            processed_features = {key: [features[key] for features in processed_features] for key in keys}
+        features = dict(processed_features)
+        values = [np.asarray(value) for value in features["input_values"]]
+        masks = features.pop("attention_mask", None)
+        masks = [np.ones(v.shape[-1], np.int64) for v in values] if masks is None else [np.asarray(m) for m in masks]
+        strategy = self._get_padding_strategies(padding=padding, max_length=max_length or self.window_samples).value
+        if truncation:
+            limit = max_length or self.window_samples
+            values, masks = [value[..., :limit] for value in values], [mask[:limit] for mask in masks]
+        if strategy != "do_not_pad":
+            length = max(value.shape[-1] for value in values)
+            length = length if strategy == "longest" else max(length, max_length or self.window_samples)
+            length = length if not pad_to_multiple_of else math.ceil(length / pad_to_multiple_of) * pad_to_multiple_of
+            values = np.stack([_pad_end(value, length) for value in values])
+            masks = np.stack([_pad_end(mask, length) for mask in masks])
+        features["input_values"] = values
+        if return_attention_mask is not False:
+            features["attention_mask"] = masks
+        rest = [key for key in features if key not in ("input_values", "attention_mask")]
+        features.update({key: np.stack([np.asarray(value) for value in features[key]]) for key in rest})
+        return BatchFeature(features, tensor_type=return_tensors)
+
+    # -- one recording --------------------------------------------------------------------------------------------
+
+    def _whole(self, source) -> Window:
+        return source.cut(source.read(0, source.length), 0, source.length)
+
+    # -- a batch of clean arrays, all at once: what training asks for in every step ------------------------------
+
+    def _as_clean_batch(self, recordings, sampling_rate, leads, units):
+        """`[batch, leads, time]` in millivolts if the recordings are arrays of one shape that hold the model's leads
+        and nothing that needs a closer look, else None."""
+        first = recordings[0]
+        if sampling_rate is None or any(getattr(r, "shape", None) != getattr(first, "shape", ()) for r in recordings):
+            return None
+        named = self.leads if leads is None else tuple(lead_name(lead) or lead for lead in leads if lead is not None)
+        if named != self.leads or len(first.shape) != 2 or first.shape[0] != len(self.leads):
+            return None
+        scale = 1.0 if units is None else unit_in_millivolts(units)
+        batch = np.stack([np.asarray(recording) for recording in recordings])
+        if scale is None or batch.dtype.kind not in "fiu" or batch.shape[-1] < _SHORTEST_SECONDS * sampling_rate:
+            return None
+        batch = batch.astype(np.float32) * np.float32(scale)
+        if not np.isfinite(batch).all():
+            return None
+        if units is None:
+            spread = batch.std(axis=-1).max(axis=-1)
+            if not ((spread == 0) | ((spread > 0.002) & (spread < 20))).all():
+                return None
+        return batch
+
+    def _extract_batch(self, batch, sampling_rate):
+        flat = np.ptp(batch, axis=-1) < _FLAT_MILLIVOLTS
+        up, down = _ratio(self.sampling_rate, sampling_rate)
+        length = math.ceil(batch.shape[-1] * up / down)
+        values = _resample_span(batch, 0, batch.shape[-1], up, down, 0, length)
+        values = self._normalize(self._filter(values), np.ones(values.shape[:-1], bool))
+        features = {
+            "input_values": values,
+            "attention_mask": np.ones((len(values), length), np.int64),
+            "lead_mask": np.ones(values.shape[:-1], np.int64),
+        }
+        return features, [_flat_notes(self.leads, row) for row in flat]
+
+    # -- filters ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _filter_memory(self) -> int:
+        """Samples after which the filters have forgotten (to 1e-6)."""
+        memory = 0
+        if self.remove_baseline:
+            memory += sum(math.ceil(seconds / 2 * self.sampling_rate) + 1 for seconds in _BASELINE_SECONDS)
+        if self.bandpass is not None:
+            from scipy.signal import butter
+
+            _, poles, _ = butter(3, self.bandpass, "bandpass", fs=self.sampling_rate, output="zpk")
+            memory += math.ceil(math.log(1e-6) / math.log(np.abs(poles).max()))
+        return memory
+
+    def _filter(self, values):
+        """Baseline removal, then the band pass, along the last axis."""
+        if self.remove_baseline:
+            from scipy.ndimage import median_filter
+
+            baseline = values
+            for seconds in _BASELINE_SECONDS:
+                size = [1] * (values.ndim - 1) + [round(seconds * self.sampling_rate) | 1]
+                baseline = median_filter(baseline, size=size, mode="nearest")
+            values = values - baseline
+        if self.bandpass is not None:
+            from scipy.signal import butter, sosfiltfilt
+
+            sections = butter(3, self.bandpass, "bandpass", fs=self.sampling_rate, output="sos")
+            padding = min(self._filter_memory, values.shape[-1] - 1)
+            values = sosfiltfilt(sections, values, axis=-1, padlen=padding).astype(np.float32)
+        return values
+
+    def _normalize(self, values, present):
+        """`values` `[..., leads, time]`, `present` `[..., leads]`; absent leads stay zero, flat ones become zero."""
+        if self.normalization == "none":
+            return values
+        values = values - values.mean(axis=-1, keepdims=True, dtype=np.float64).astype(np.float32)
+        if self.normalization == "mean":
+            return values
+        power = np.square(values, dtype=np.float64).mean(axis=-1, keepdims=True)
+        if self.normalization == "per_record":
+            count = np.maximum(present.sum(axis=-1), 1)[..., None, None]
+            power = (power * present[..., None]).sum(axis=-2, keepdims=True) / count
+        deviation = np.sqrt(power)
+        return (values / np.where(deviation < _FLAT_MILLIVOLTS, 1.0, deviation)).astype(np.float32)
+
+
+class Windows:
+    """The windows of a recording, made while they are iterated over ([`EcgMambaFeatureExtractor.windows`])."""
+
+    def __init__(self, source, on_gap):
+        self._source = source
+        self._on_gap = on_gap
+        extractor, length = source.extractor, source.length
+        size = extractor.window_samples
+        step = max(1, round(size * (1 - extractor.window_overlap)))
+        self._starts = list(range(0, max(length - size, 0) + 1, step))
+        if self._starts[-1] + size < length:
+            self._starts.append(length - size)
+
+    @property
+    def recording(self) -> RecordingFile:
+        return self._source.file
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What holds for the whole recording: channels left out, leads computed or absent."""
+        return self._source.notes
+
+    def __len__(self):
+        """The number of windows; with `on_gap="skip"`, the most that there can be."""
+        return len(self._starts)
+
+    def __iter__(self) -> Iterator[Window]:
+        source, size = self._source, self._source.extractor.window_samples
+        chunk = max(size, round(_CHUNK_SECONDS * source.extractor.sampling_rate))
+        span = None
+        for start in self._starts:
+            stop = min(start + size, source.length)
+            if span is None or stop > span.stop:
+                span = source.read(start, min(start + chunk, source.length))
+            try:
+                window = source.cut(span, start, stop)
+            except GapError:
+                if self._on_gap == "raise":
+                    raise
+                continue
+            window.input_values = _pad_end(window.input_values, size)
+            window.attention_mask = _pad_end(window.attention_mask, size)
+            yield window
+
+
+class GapError(ValueError):
+    """A lead lacks samples for longer than may be filled in."""
+
+
+@dataclass
+class _Span:
+    """Samples `start` to `stop` at the model's rate, and the source's own samples that they were made from."""
+
+    start: int
+    stop: int
+    values: np.ndarray
+    raw: np.ndarray
+    raw_start: int
+    gaps: list  # (lead's row, first second, last second) of all gaps, filled or not
+
+
+class _Source:
+    """An opened recording as one model sees it: its leads and its sampling rate."""
+
+    def __init__(self, extractor, file):
+        self.extractor, self.file = extractor, file
+        if file.duration < _SHORTEST_SECONDS:
+            raise ValueError(f"{file.name} lasts {file.duration:.3f} s; expected at least {_SHORTEST_SECONDS} s")
+        self.up, self.down = _ratio(extractor.sampling_rate, file.sampling_rate)
+        self.length = math.ceil(file.num_samples * self.up / self.down)
+        self._mix_leads()
+
+    def _mix_leads(self):
+        """`mixture` `[model's leads, file's leads]` gives each of the model's leads, computed ones included."""
+        extractor, file = self.extractor, self.file
+        rows = {lead: np.eye(len(file.leads), dtype=np.float32)[k] for k, lead in enumerate(file.leads)}
+        for lead, recipe in _LIMB_LEADS:
+            if lead not in rows and all(other in rows for other in recipe):
+                rows[lead] = sum(np.float32(share) * rows[other] for other, share in recipe.items())
+        self.present = np.array([lead in rows for lead in extractor.leads])
+        absent = [lead for lead in extractor.leads if lead not in rows]
+        required = [lead for lead in absent if lead not in extractor.optional_leads]
+        if required or not self.present.any():
+            raise ValueError(
+                f"{file.name} has the leads {', '.join(file.leads)}; the model needs {', '.join(required or absent)}"
+            )
+        self.mixture = np.stack([rows.get(lead, np.zeros(len(file.leads), np.float32)) for lead in extractor.leads])
+        computed = [lead for lead in extractor.leads if lead in rows and lead not in file.leads]
+        unused = [lead for k, lead in enumerate(file.leads) if not self.mixture[:, k].any()]
+        self.notes = file.notes
+        for leads, text in (
+            (computed, "computed from the other limb leads"),
+            (absent, "absent"),
+            (unused, "not used"),
+        ):
+            if leads:
+                self.notes += (f"{text}: {', '.join(leads)}",)
+
+    def read(self, start, stop) -> _Span:
+        """A span of the recording at the model's rate, before normalisation, as if cut from the whole."""
+        extractor, file, up, down = self.extractor, self.file, self.up, self.down
+        memory = extractor._filter_memory
+        first, last = max(start - memory, 0), min(stop + memory, self.length)
+        gap = math.ceil(extractor.max_gap_seconds * file.sampling_rate) + 1
+        reach = math.ceil(_RESAMPLING_REACH * max(up, down) / up) + 1 + gap
+        raw_start = max(first * down // up - reach, 0)
+        raw_stop = min(last * down // up + 1 + reach, file.num_samples)
+        raw = file.read(raw_start, raw_stop).signal
+        raw, gaps = _fill_gaps(raw, self.mixture.any(axis=0))
+        raw = raw if np.array_equal(self.mixture, np.eye(len(raw))) else self.mixture @ raw
+        values = _resample_span(raw, raw_start, file.num_samples, up, down, first, last)
+        values = extractor._filter(values)[:, start - first : stop - first]
+        gaps = [
+            (row, (raw_start + a) / file.sampling_rate, (raw_start + b) / file.sampling_rate)
+            for lead, a, b in gaps
+            for row in np.flatnonzero(self.mixture[:, lead])
+        ]
+        return _Span(start, stop, values, raw, raw_start, gaps)
+
+    def cut(self, span, start, stop) -> Window:
+        """One window of a span: masks, notes, normalisation."""
+        extractor, file = self.extractor, self.file
+        rate = file.sampling_rate * self.up / self.down
+        begin, end = start / rate, min(stop / rate, file.duration)
+        present, notes = self.present.copy(), []
+        for row, lead in enumerate(extractor.leads):
+            gaps = [(a, b) for other, a, b in span.gaps if other == row and a < end and b > begin]
+            too_long = [(a, b) for a, b in gaps if b - a > extractor.max_gap_seconds + 1e-9]
+            if too_long and lead in extractor.optional_leads and too_long[0][0] <= begin and too_long[0][1] >= end:
+                present[row] = False
+                notes.append(f"lead {lead}: no samples, masked")
+            elif too_long:
+                a, b = too_long[0]
+                raise GapError(
+                    f"{file.name}: lead {lead} has no samples from {a:.2f} to {b:.2f} s; gaps of up to "
+                    f"{extractor.max_gap_seconds:g} s (max_gap_seconds) are filled"
+                )
+            elif gaps:
+                notes.append(
+                    f"lead {lead}: {len(gaps)} gap{'s' * (len(gaps) > 1)} filled by interpolation, "
+                    f"{sum(b - a for a, b in gaps):.3f} s in all, the first at {gaps[0][0]:.2f} s"
+                )
+        raw = span.raw[
+            :, start * self.down // self.up - span.raw_start : -(-stop * self.down // self.up) - span.raw_start
+        ]
+        notes.extend(_flat_notes(extractor.leads, present & (np.ptp(raw, axis=-1) < _FLAT_MILLIVOLTS)))
+        values = span.values[:, start - span.start : stop - span.start] * present[:, None]
+        return Window(
+            start=begin,
+            end=end,
+            input_values=np.ascontiguousarray(extractor._normalize(values, present)),
+            attention_mask=np.ones(stop - start, np.int64),
+            lead_mask=present.astype(np.int64),
+            notes=(*self.notes, *notes) if (start, stop) == (0, self.length) else tuple(notes),
+        )
+
+
+def _as_list(recordings) -> list:
+    """The recordings of a call: nested lists of numbers are arrays, an array `[batch, leads, time]` is a batch."""
+    if isinstance(recordings, (list, tuple)) and recordings and isinstance(recordings[0], (list, tuple, int, float)):
+        recordings = np.asarray(recordings)
+    if getattr(recordings, "ndim", None) == 3:
+        recordings = list(recordings)
+    if not isinstance(recordings, (list, tuple)):
+        recordings = [recordings]
+    if not recordings:
+        raise ValueError("recordings is empty; expected at least one recording")
+    return list(recordings)
+
+
+def _ratio(target, source):
+    """Up and down factors of the resampling. Rates such as 249.89 Hz get the nearest fraction with a denominator up to
+    1000: off by less than one part in a million, and windows tell their time by it."""
+    ratio = Fraction(target / source).limit_denominator(1000)
+    return ratio.numerator, ratio.denominator
+
+
+def _resample_span(raw, raw_start, num_samples, up, down, start, stop):
+    """Samples `start` to `stop` of the whole recording resampled by `up / down`, from `raw`, which holds its samples
+    from `raw_start` on, among them all that the filter reaches. The recording's ends are continued by their value."""
+    if up == down:
+        return raw[..., start - raw_start : stop - raw_start]
+    from scipy.signal import resample_poly
+
+    reach = math.ceil(_RESAMPLING_REACH * max(up, down) / up) + 1
+    first = (start * down // up - reach) // down * down  # a multiple of down falls on an output sample
+    last = stop * down // up + 1 + reach
+    before, after = max(0, -first), max(0, last - num_samples)
+    part = raw[..., max(first, 0) - raw_start : min(last, num_samples) - raw_start]
+    part = np.pad(part, [(0, 0)] * (raw.ndim - 1) + [(before, after)], mode="edge")
+    offset = start - first // down * up
+    return resample_poly(part, up, down, axis=-1)[..., offset : offset + stop - start].astype(np.float32, copy=False)
+
+
+def _fill_gaps(raw, used):
+    """Interpolate linearly over NaN (at an end: continue the nearest value); the gaps as (row, start, stop). A row
+    without any sample becomes zero."""
+    if not np.isnan(raw).any():
+        return raw, []
+    raw, gaps = raw.copy(), []
+    for row in range(len(raw)):
+        missing = np.isnan(raw[row])
+        if not missing.any():
+            continue
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], missing, [0]]).astype(np.int8)))
+        if used[row]:
+            gaps.extend((row, int(a), int(b)) for a, b in edges.reshape(-1, 2))
+        known = np.flatnonzero(~missing)
+        raw[row, missing] = np.interp(np.flatnonzero(missing), known, raw[row, known]) if len(known) else 0.0
+    return raw, gaps
+
+
+def _flat_notes(leads, flat):
+    names = [lead for lead, is_flat in zip(leads, flat, strict=True) if is_flat]
+    if not names:
+        return ()
+    return (
+        ("every lead is flat: there is no ECG in it",) if len(names) == len(leads) else (f"flat: {', '.join(names)}",)
+    )
+
+
+def _pad_end(array, length):
+    return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, length - array.shape[-1])])
+
+
+__all__ = ["EcgMambaFeatureExtractor", "Recording", "Window", "Windows"]
