@@ -30,7 +30,6 @@ _LIMB_LEADS = (
 _SHORTEST_SECONDS = 0.5  # less than one heartbeat of anybody's
 _FLAT_MILLIVOLTS = 1e-6
 _CHUNK_SECONDS = 300.0  # of a long recording read at once
-_RESAMPLING_REACH = 10  # scipy.signal.resample_poly's filter spans 10 periods of the lower rate to either side
 _BASELINE_SECONDS = (0.2, 0.6)
 
 
@@ -129,6 +128,13 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
     @property
     def window_samples(self) -> int:
         return round(self.window_seconds * self.sampling_rate)
+
+    def window_starts(self, num_samples) -> list[int]:
+        """Where the windows of a recording of `num_samples` (at the model's rate) begin."""
+        size = self.window_samples
+        step = max(1, round(size * (1 - self.window_overlap)))
+        starts = list(range(0, max(num_samples - size, 0) + 1, step))
+        return [*starts, num_samples - size] if starts[-1] + size < num_samples else starts
 
     def __call__(
         self,
@@ -276,7 +282,7 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
         up, down = _ratio(self.sampling_rate, sampling_rate)
         length = math.ceil(batch.shape[-1] * up / down)
         values = _resample_span(batch, 0, batch.shape[-1], up, down, 0, length)
-        values = self._normalize(self._filter(values), np.ones(values.shape[:-1], bool))
+        values = self.normalize(self._filter(values), np.ones(values.shape[:-1], bool))
         features = {
             "input_values": values,
             "attention_mask": np.ones((len(values), length), np.int64),
@@ -317,7 +323,7 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
             values = sosfiltfilt(sections, values, axis=-1, padlen=padding).astype(np.float32)
         return values
 
-    def _normalize(self, values, present):
+    def normalize(self, values, present):
         """`values` `[..., leads, time]`, `present` `[..., leads]`; absent leads stay zero, flat ones become zero."""
         if self.normalization == "none":
             return values
@@ -338,12 +344,7 @@ class Windows:
     def __init__(self, source, on_gap):
         self._source = source
         self._on_gap = on_gap
-        extractor, length = source.extractor, source.length
-        size = extractor.window_samples
-        step = max(1, round(size * (1 - extractor.window_overlap)))
-        self._starts = list(range(0, max(length - size, 0) + 1, step))
-        if self._starts[-1] + size < length:
-            self._starts.append(length - size)
+        self._starts = source.extractor.window_starts(source.length)
 
     @property
     def recording(self) -> RecordingFile:
@@ -390,7 +391,7 @@ class _Span:
     values: np.ndarray
     raw: np.ndarray
     raw_start: int
-    gaps: list  # (lead's row, first second, last second) of all gaps, filled or not
+    gaps: list  # (row of the file's leads, first second, last second), short or too long
 
 
 class _Source:
@@ -412,11 +413,12 @@ class _Source:
             if lead not in rows and all(other in rows for other in recipe):
                 rows[lead] = sum(np.float32(share) * rows[other] for other, share in recipe.items())
         self.present = np.array([lead in rows for lead in extractor.leads])
+        self.required = np.array([lead not in extractor.optional_leads for lead in extractor.leads])
         absent = [lead for lead in extractor.leads if lead not in rows]
-        required = [lead for lead in absent if lead not in extractor.optional_leads]
-        if required or not self.present.any():
+        if (self.required & ~self.present).any() or not self.present.any():
+            missing = [lead for lead in absent if lead not in extractor.optional_leads] or absent
             raise ValueError(
-                f"{file.name} has the leads {', '.join(file.leads)}; the model needs {', '.join(required or absent)}"
+                f"{file.name} has the leads {', '.join(file.leads)}; the model also needs {', '.join(missing)}"
             )
         self.mixture = np.stack([rows.get(lead, np.zeros(len(file.leads), np.float32)) for lead in extractor.leads])
         computed = [lead for lead in extractor.leads if lead in rows and lead not in file.leads]
@@ -436,19 +438,16 @@ class _Source:
         memory = extractor._filter_memory
         first, last = max(start - memory, 0), min(stop + memory, self.length)
         gap = math.ceil(extractor.max_gap_seconds * file.sampling_rate) + 1
-        reach = math.ceil(_RESAMPLING_REACH * max(up, down) / up) + 1 + gap
+        reach = _resampling_reach(up, down) + down + gap
         raw_start = max(first * down // up - reach, 0)
-        raw_stop = min(last * down // up + 1 + reach, file.num_samples)
+        raw_stop = min(last * down // up + reach, file.num_samples)
         raw = file.read(raw_start, raw_stop).signal
         raw, gaps = _fill_gaps(raw, self.mixture.any(axis=0))
         raw = raw if np.array_equal(self.mixture, np.eye(len(raw))) else self.mixture @ raw
         values = _resample_span(raw, raw_start, file.num_samples, up, down, first, last)
         values = extractor._filter(values)[:, start - first : stop - first]
-        gaps = [
-            (row, (raw_start + a) / file.sampling_rate, (raw_start + b) / file.sampling_rate)
-            for lead, a, b in gaps
-            for row in np.flatnonzero(self.mixture[:, lead])
-        ]
+        rate = file.sampling_rate
+        gaps = [(row, (raw_start + a) / rate, (raw_start + b) / rate) for row, a, b in gaps]
         return _Span(start, stop, values, raw, raw_start, gaps)
 
     def cut(self, span, start, stop) -> Window:
@@ -457,23 +456,25 @@ class _Source:
         rate = file.sampling_rate * self.up / self.down
         begin, end = start / rate, min(stop / rate, file.duration)
         present, notes = self.present.copy(), []
-        for row, lead in enumerate(extractor.leads):
+        for row, lead in enumerate(file.leads):
             gaps = [(a, b) for other, a, b in span.gaps if other == row and a < end and b > begin]
-            too_long = [(a, b) for a, b in gaps if b - a > extractor.max_gap_seconds + 1e-9]
-            if too_long and lead in extractor.optional_leads and too_long[0][0] <= begin and too_long[0][1] >= end:
-                present[row] = False
+            too_long = next(((a, b) for a, b in gaps if b - a > extractor.max_gap_seconds + 1e-9), None)
+            made_of_it = self.mixture[:, row] != 0
+            if too_long and too_long[0] <= begin and too_long[1] >= end and not (made_of_it & self.required).any():
+                present &= ~made_of_it
                 notes.append(f"lead {lead}: no samples, masked")
             elif too_long:
-                a, b = too_long[0]
                 raise GapError(
-                    f"{file.name}: lead {lead} has no samples from {a:.2f} to {b:.2f} s; gaps of up to "
-                    f"{extractor.max_gap_seconds:g} s (max_gap_seconds) are filled"
+                    f"{file.name}: lead {lead} has no samples from {too_long[0]:.2f} to {too_long[1]:.2f} s; gaps of "
+                    f"up to {extractor.max_gap_seconds:g} s (max_gap_seconds) are filled"
                 )
             elif gaps:
                 notes.append(
                     f"lead {lead}: {len(gaps)} gap{'s' * (len(gaps) > 1)} filled by interpolation, "
                     f"{sum(b - a for a, b in gaps):.3f} s in all, the first at {gaps[0][0]:.2f} s"
                 )
+        if not present.any():
+            raise GapError(f"{file.name}: no lead has samples from {begin:.2f} to {end:.2f} s")
         raw = span.raw[
             :, start * self.down // self.up - span.raw_start : -(-stop * self.down // self.up) - span.raw_start
         ]
@@ -482,7 +483,7 @@ class _Source:
         return Window(
             start=begin,
             end=end,
-            input_values=np.ascontiguousarray(extractor._normalize(values, present)),
+            input_values=np.ascontiguousarray(extractor.normalize(values, present)),
             attention_mask=np.ones(stop - start, np.int64),
             lead_mask=present.astype(np.int64),
             notes=(*self.notes, *notes) if (start, stop) == (0, self.length) else tuple(notes),
@@ -509,6 +510,11 @@ def _ratio(target, source):
     return ratio.numerator, ratio.denominator
 
 
+def _resampling_reach(up, down):
+    """Source samples to either side that an output sample depends on: scipy's filter spans 10 of the lower rate."""
+    return math.ceil(10 * max(up, down) / up) + 2
+
+
 def _resample_span(raw, raw_start, num_samples, up, down, start, stop):
     """Samples `start` to `stop` of the whole recording resampled by `up / down`, from `raw`, which holds its samples
     from `raw_start` on, among them all that the filter reaches. The recording's ends are continued by their value."""
@@ -516,9 +522,9 @@ def _resample_span(raw, raw_start, num_samples, up, down, start, stop):
         return raw[..., start - raw_start : stop - raw_start]
     from scipy.signal import resample_poly
 
-    reach = math.ceil(_RESAMPLING_REACH * max(up, down) / up) + 1
+    reach = _resampling_reach(up, down)
     first = (start * down // up - reach) // down * down  # a multiple of down falls on an output sample
-    last = stop * down // up + 1 + reach
+    last = stop * down // up + reach
     before, after = max(0, -first), max(0, last - num_samples)
     part = raw[..., max(first, 0) - raw_start : min(last, num_samples) - raw_start]
     part = np.pad(part, [(0, 0)] * (raw.ndim - 1) + [(before, after)], mode="edge")
