@@ -2,7 +2,7 @@
 
 The paper lets the LLM write the label token by token and reads the number back. That can go wrong in ways that look
 like data, so this file knows the whole set of answers (`AnswerFormat.candidates`) and offers, besides the paper's
-greedy generation, generation that can only write a candidate, and the likelihood of all candidates in one forward pass.
+greedy generation, generation that can only write a candidate, and the likelihood of all candidates in one pass.
 """
 
 import logging
@@ -10,6 +10,7 @@ import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from inspect import signature
+from numbers import Real
 
 import torch
 
@@ -97,6 +98,10 @@ class AnswerFormat:
         """The answers of an `MseAdapterConfig` or `MseConfig` (task, label_range, label_step, id2label)."""
         return cls(tokenizer, config.task, config.label_range, config.label_step, config.id2label, label_words)
 
+    def __deepcopy__(self, memo):
+        # nothing in it changes, and a processor, which holds one, is copied whenever it is printed or saved
+        return self
+
     def text_of(self, label):
         """The text of a label: a number within the range (the nearest candidate's), a class index or a class name.
 
@@ -107,19 +112,20 @@ class AnswerFormat:
 
     def index_of(self, label):
         """The position in `candidates` of a label, as `text_of` takes it."""
-        if self.task == "classification":
-            if isinstance(label, str):
-                if label not in self.labels:
-                    raise ValueError(f"the label must be one of {self.labels}, but is {label!r}")
-                return self.labels.index(label)
-            if int(label) != label or not 0 <= label < len(self.labels):
-                raise ValueError(f"the label must be a class index below {len(self.labels)}, but is {label!r}")
-            return int(label)
+        label = label.item() if hasattr(label, "item") else label
         low, high = self.candidates[0], self.candidates[-1]
+        expected = f"a number from {low} to {high}"
+        if self.task == "classification":
+            if label in self.labels:
+                return self.labels.index(label)
+            expected = f"one of {self.labels} or its index"
         # float32 labels may stand a rounding error outside
-        if not low - 1e-6 <= float(label) <= high + 1e-6:
-            raise ValueError(f"the label must be a number from {low} to {high}, but is {label!r}")
-        return round((float(label) - low) / (high - low) * (len(self.candidates) - 1))
+        if not isinstance(label, Real) or not low - 1e-6 <= label <= high + 1e-6:
+            raise ValueError(f"the label must be {expected}, but is {label!r}")
+        place = (label - low) / (high - low) * (len(self.candidates) - 1)
+        if self.task == "classification" and place != round(place):
+            raise ValueError(f"the label must be {expected}, but is {label!r}")
+        return round(place)
 
     def parse(self, text):
         """Read what the LLM wrote, strictly.
@@ -144,9 +150,8 @@ class AnswerFormat:
 
     def parse_tokens(self, new_token_ids):
         """`parse` for generated tokens [batch, new tokens] (without the prompt): each row up to its end token."""
-        rows = [
-            row[: row.index(self.end_token_id)] if self.end_token_id in row else row for row in _lists(new_token_ids)
-        ]
+        end = self.end_token_id
+        rows = [row[: row.index(end)] if end in row else row for row in torch.as_tensor(new_token_ids).tolist()]
         return [self.parse(self.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
 
     def prefix_allowed_tokens_fn(self, batch_index, generated_ids):
@@ -432,8 +437,8 @@ def _number_grid(label_range, label_step):
 
 
 def _labels_in_order(id2label):
-    if not id2label or sorted(map(int, id2label)) != list(range(len(id2label))):
-        raise ValueError(f"classification needs id2label with the indices 0, 1, 2, ..., but it is {id2label}")
+    if not id2label or len(id2label) < 2 or sorted(map(int, id2label)) != list(range(len(id2label))):
+        raise ValueError(f"classification needs id2label with the indices 0, 1, ..., but it is {id2label}")
     labels = [str(id2label[key]) for key in sorted(id2label, key=int)]
     if len(set(labels)) < len(labels):
         raise ValueError(f"id2label must name every class differently, but it is {id2label}")
