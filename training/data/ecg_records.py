@@ -7,6 +7,7 @@ epochs neither filter nor resample again, and as the cache is memory-mapped it m
 
 import hashlib
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ def assign_splits(names, labels, groups=None):
     Eight parts train, one validation, one test, for data without splits of its own.
 
     Deterministic, and the rarer label combinations are spread evenly: groups are ordered by their labels, within
-    equal labels by a hash of their name, and every tenth goes to validation, the next to test.
+    equal labels by a hash of their name, and of every ten in a row the fifth goes to validation, the tenth to test.
 
     Args:
         names (`list[str]`): the recordings.
@@ -81,18 +82,24 @@ def assign_splits(names, labels, groups=None):
         return sorted(labels_of[group]), hashlib.sha256(group.encode()).hexdigest()
 
     split_of = {
-        group: {8: "validation", 9: "test"}.get(position % 10, "train")
+        group: {4: "validation", 9: "test"}.get(position % 10, "train")
         for position, group in enumerate(sorted(labels_of, key=place))
     }
     return [split_of[group] for group in groups]
+
+
+def split_labels(text):
+    """The label names in a cell of a table, between commas, semicolons or bars, each once and in order."""
+    return tuple(sorted({name.strip() for name in re.split("[,;|]", text)} - {""}))
 
 
 def load_splits(collection, feature_extractor, cache_dir=None, num_proc=None):
     """
     `collection` as `datasets.DatasetDict` of those splits that have recordings.
 
-    Columns: `record` (name), `input_values` float32 [leads * time] (row-major [leads, time], normalised millivolts),
-    `lead_mask` bool [leads], `labels` float32 [labels] (1 where the recording has the label).
+    Columns: `record` (name), `input_values` float32 [leads * time] (row-major [leads, time], filtered, in millivolts;
+    normalisation is left to the crops, as it is a matter of the window), `num_samples` (time), `lead_mask` bool
+    [leads], `labels` float32 [labels] (1 where the recording has the label).
 
     The cache is found again as long as the records, the feature extractor's settings and the code that reads files
     are the same; it does not notice a changed signal file.
@@ -113,6 +120,7 @@ def _cached(records, split, label_names, feature_extractor, cache_dir, num_proc)
     features = datasets.Features(
         record=datasets.Value("string"),
         input_values=datasets.List(datasets.Value("float32")),
+        num_samples=datasets.Value("int64"),
         lead_mask=datasets.List(datasets.Value("bool")),
         labels=datasets.List(datasets.Value("float32")),
     )
@@ -120,7 +128,7 @@ def _cached(records, split, label_names, feature_extractor, cache_dir, num_proc)
         "records": records,
         "label_names": label_names,
         "extractor_class": type(feature_extractor),
-        "extractor_settings": feature_extractor.to_dict(),
+        "extractor_settings": {**feature_extractor.to_dict(), "normalization": "none"},
         "code": _code_of(feature_extractor),
     }
     num_proc = None if num_proc is None else min(num_proc, len(records))
@@ -146,9 +154,11 @@ def _examples(records, label_names, extractor_class, extractor_settings, code):
             features = feature_extractor(source, padding=False, return_tensors="np")
         except (ValueError, OSError) as error:
             raise ValueError(f"recording {record.name!r}: {error}") from error
+        signal = np.asarray(features["input_values"][0], dtype=np.float32)
         yield {
             "record": record.name,
-            "input_values": np.asarray(features["input_values"][0], dtype=np.float32).reshape(-1),
+            "input_values": signal.reshape(-1),
+            "num_samples": signal.shape[1],
             "lead_mask": np.asarray(features["lead_mask"][0], dtype=bool),
             "labels": np.isin(label_names, record.labels).astype(np.float32),
         }

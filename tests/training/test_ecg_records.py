@@ -1,0 +1,73 @@
+"""From recordings of every data set to cached tensors."""
+
+import numpy as np
+import pytest
+
+from hf_ecgmamba import EcgMambaFeatureExtractor
+from training.data.cpsc2018 import load_cpsc2018
+from training.data.ecg_records import EcgCollection, EcgRecord, assign_splits, load_splits, split_labels
+
+READER = EcgMambaFeatureExtractor()
+
+
+def test_cpsc_recordings_become_tensors(shared_data, tmp_path):
+    collection = load_cpsc2018(shared_data / "ecg" / "cpsc2018_raw")
+    rows = load_splits(collection, READER, cache_dir=str(tmp_path))["train"]
+    direct = READER(collection.records[0].source, return_tensors="np")["input_values"][0]
+    row = rows[0]
+    assert row["record"] == collection.records[0].name
+    signal = row["input_values"].reshape(12, row["num_samples"])
+    # the cache leaves normalisation (here: each lead minus its mean) to the crops
+    assert np.allclose(signal - signal.mean(axis=1, keepdims=True), direct, atol=1e-5)
+    assert row["labels"].tolist() == [float(name in collection.records[0].labels) for name in collection.label_names]
+
+
+def test_the_cache_is_found_again_and_knows_settings(tmp_path):
+    calls = tmp_path / "calls"
+
+    def make():
+        with calls.open("a") as log:
+            log.write("x")
+        return {"array": np.sin(np.arange(6000)).reshape(12, 500), "sampling_rate": 100, "leads": READER.leads}
+
+    collection = EcgCollection(("AF",), (EcgRecord("one", make, ("AF",), "train"),))
+    for _ in range(2):
+        load_splits(collection, READER, cache_dir=str(tmp_path))
+    assert calls.read_text() == "x"
+    load_splits(collection, EcgMambaFeatureExtractor(sampling_rate=50), cache_dir=str(tmp_path))
+    assert calls.read_text() == "xx"
+
+
+def test_several_processes_read_the_same(shared_data, tmp_path):
+    collection = load_cpsc2018(shared_data / "ecg" / "cpsc2018_raw")
+    one = load_splits(collection, READER, cache_dir=str(tmp_path / "one"))["train"]
+    two = load_splits(collection, READER, cache_dir=str(tmp_path / "two"), num_proc=2)["train"]
+    assert list(one["record"]) == list(two["record"])
+    assert all(np.array_equal(a["input_values"], b["input_values"]) for a, b in zip(one, two, strict=True))
+
+
+def test_an_unreadable_recording_is_named(tmp_path):
+    collection = EcgCollection(("AF",), (EcgRecord("lost", str(tmp_path / "lost.hea"), (), "train"),))
+    with pytest.raises(ValueError, match=r"train split .* recording 'lost'"):
+        load_splits(collection, READER, cache_dir=str(tmp_path))
+
+
+def test_splits_are_stable_and_spread_rare_labels():
+    names = [f"r{index}" for index in range(200)]
+    labels = [("rare",) if index % 10 == 0 else () for index in range(200)]
+    splits = dict(zip(names, assign_splits(names, labels), strict=True))
+    assert splits == dict(zip(names[::-1], assign_splits(names[::-1], labels[::-1]), strict=True))
+    for split, share in (("train", 16), ("validation", 2), ("test", 2)):
+        assert sum(splits[f"r{index}"] == split for index in range(0, 200, 10)) == share
+
+
+def test_labels_of_a_cell():
+    assert split_labels("AF; PVC,AF|SR ") == ("AF", "PVC", "SR")
+    assert split_labels(" ") == ()
+
+
+def test_bad_collections_are_named():
+    with pytest.raises(ValueError, match="no labelled recording"):
+        EcgCollection(("AF",), ())
+    with pytest.raises(ValueError, match=r"'one' is labelled \['PVC'\]"):
+        EcgCollection(("AF",), (EcgRecord("one", None, ("PVC",), "train"),))

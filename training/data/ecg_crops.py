@@ -1,0 +1,134 @@
+"""Crops of cached recordings: random and augmented for training, overlapping and pooled for evaluation."""
+
+import numpy as np
+import torch
+
+
+class EpochSampler(torch.utils.data.Sampler):
+    """
+    Every record once an epoch, in an order drawn from (seed, epoch), as pairs (record, epoch).
+
+    The epoch travels with the record, so that its augmentation depends on neither the process that makes it, nor
+    the worker, nor on what was drawn before: a resumed training sees what the uninterrupted one would have seen,
+    and two processes see what one would.
+    """
+
+    def __init__(self, num_records, seed):
+        self.num_records, self.seed, self.epoch = num_records, seed, 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return self.num_records
+
+    def __iter__(self):
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_records)
+        return ((int(record), self.epoch) for record in order)
+
+
+class TrainingCrops(torch.utils.data.Dataset):
+    """
+    One random crop of each record, augmented and then normalised, indexed by the pairs of [`EpochSampler`].
+
+    Args:
+        records (`datasets.Dataset`): as `load_splits` makes it.
+        feature_extractor (`EcgMambaFeatureExtractor`), crop_seconds (`float`),
+        augmentation ([`EcgAugmentation`]), seed (`int`).
+    """
+
+    def __init__(self, records, feature_extractor, crop_seconds, augmentation, seed):
+        self.records, self.feature_extractor = records, feature_extractor
+        self.crop_samples = round(crop_seconds * feature_extractor.sampling_rate)
+        self.augmentation, self.seed = augmentation, seed
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, pair):
+        return self.__getitems__([pair])[0]
+
+    def __getitems__(self, pairs):
+        rows = self.records.__getitems__([record for record, _ in pairs])
+        return [self._crop(row, record, epoch) for row, (record, epoch) in zip(rows, pairs, strict=True)]
+
+    def _crop(self, row, record, epoch):
+        generator, rate = np.random.default_rng((self.seed, epoch, record)), self.feature_extractor.sampling_rate
+        signal = signal_of(row)
+        start, stop = self.augmentation.crop(signal.shape[1], self.crop_samples, rate, generator)
+        crop, lead_mask = self.augmentation(signal[:, start:stop], row["lead_mask"], rate, generator)
+        return as_input(crop, lead_mask, row["labels"], self.feature_extractor)
+
+
+class EvaluationCrops(torch.utils.data.Dataset):
+    """
+    Every record as the overlapping windows in which the feature extractor cuts a recording: the same tensors.
+
+    Args:
+        records (`datasets.Dataset`): as `load_splits` makes it.
+        feature_extractor (`EcgMambaFeatureExtractor`)
+
+    Attributes:
+        record_of_crop (int [crops]): the record that each crop comes from.
+    """
+
+    def __init__(self, records, feature_extractor):
+        self.records, self.feature_extractor = records, feature_extractor
+        starts = [feature_extractor.window_starts(int(length)) for length in records["num_samples"]]
+        self.record_of_crop = np.repeat(np.arange(len(records)), [len(own) for own in starts])
+        self.starts = np.concatenate(starts)
+
+    def __len__(self):
+        return len(self.starts)
+
+    def __getitem__(self, index):
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices):
+        wanted, place = np.unique(self.record_of_crop[indices], return_inverse=True)
+        rows = self.records.__getitems__(wanted.tolist())
+        crops = []
+        for index, row in zip(indices, (rows[position] for position in place), strict=True):
+            start = self.starts[index]
+            crop = signal_of(row)[:, start : start + self.feature_extractor.window_samples]
+            crops.append(as_input(crop, row["lead_mask"], row["labels"], self.feature_extractor))
+        return crops
+
+    def pool(self, probabilities, how):
+        """Probabilities of the crops [crops, labels] -> of the records [records, labels], by "mean" or "max"."""
+        first = np.searchsorted(self.record_of_crop, np.arange(len(self.records)))
+        if how == "max":
+            return np.maximum.reduceat(probabilities, first, axis=0)
+        return np.add.reduceat(probabilities, first, axis=0) / np.bincount(self.record_of_crop)[:, None]
+
+    def labels(self):
+        """int [records, labels]"""
+        return np.stack(list(self.records["labels"])).astype(np.int32)
+
+
+def signal_of(row):
+    """float32 [leads, time] in millivolts, of a row of the cache."""
+    return row["input_values"].reshape(len(row["lead_mask"]), -1)
+
+
+def as_input(crop, lead_mask, labels, feature_extractor):
+    return {"input_values": feature_extractor.normalize(crop, lead_mask), "lead_mask": lead_mask, "labels": labels}
+
+
+def collate_crops(crops):
+    """
+    Crops of one or several lengths -> a batch of tensors, padded to the right.
+
+    attention_mask and lead_mask are there only where something is missing: the model is faster without.
+    """
+    lengths = [crop["input_values"].shape[1] for crop in crops]
+    batch = np.zeros((len(crops), crops[0]["input_values"].shape[0], max(lengths)), dtype=np.float32)
+    for row, crop, length in zip(batch, crops, lengths, strict=True):
+        row[:, :length] = crop["input_values"]
+    lead_mask = np.stack([crop["lead_mask"] for crop in crops])
+    tensors = {"input_values": batch, "labels": np.stack([crop["labels"] for crop in crops])}
+    if min(lengths) < max(lengths):
+        tensors["attention_mask"] = np.arange(max(lengths)) < np.asarray(lengths)[:, None]
+    if not lead_mask.all():
+        tensors["lead_mask"] = lead_mask
+    return {name: torch.from_numpy(array) for name, array in tensors.items()}

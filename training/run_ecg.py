@@ -1,0 +1,294 @@
+"""Train an ECGMamba classifier.
+
+    accelerate launch training/run_ecg.py training/recipes/ecg_simulated.yaml [--learning_rate 3e-3 ...]
+
+A recipe names a data set and whatever differs from the defaults below; flags win over the recipe. The run leaves a
+Hub-ready folder: model, feature extractor, pipeline and code, with metrics.json, training_curve.png and checkpoints
+beside them. Interrupted, it goes on exactly where it was with `--resume_from_checkpoint`.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import evaluate
+import torch
+from scipy.special import expit
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_utils import SaveStrategy
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from hf_ecgmamba import (
+    EcgMambaConfig,
+    EcgMambaFeatureExtractor,
+    EcgMambaForSequenceClassification,
+    save_for_hub,
+)
+from training.data.cpsc2018 import load_cpsc2018
+from training.data.ecg_augmentation import EcgAugmentation
+from training.data.ecg_crops import EpochSampler, EvaluationCrops, TrainingCrops, collate_crops
+from training.data.ecg_records import load_splits
+from training.data.ptbxl import load_ptbxl
+from training.data.record_folder import load_record_folder
+from training.data.simulated_ecg import load_simulated_ecg
+from training.metrics.multilabel_ecg.multilabel_ecg import tune_thresholds
+from training.recipe import parse_recipe
+from training.reports import plot_training_curves, write_json
+
+
+@dataclass
+class DataArguments:
+    dataset: str = field(default="simulated", metadata={"help": "simulated, ptbxl, cpsc2018 or folder."})
+    data_dir: str | None = field(default=None, metadata={"help": "Where the data set lies (not for simulated)."})
+    label_set: str = field(
+        default="superdiagnostic",
+        metadata={"help": "PTB-XL: all, diagnostic, subdiagnostic, superdiagnostic, form or rhythm."},
+    )
+    source_sampling_rate: int = field(default=100, metadata={"help": "PTB-XL: which copy to read, 100 or 500 Hz."})
+    labels_table: str = field(
+        default="labels.csv", metadata={"help": "folder: CSV with record, labels and optionally split, patient."}
+    )
+    num_records: int = field(default=600, metadata={"help": "simulated: how many recordings."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Of the tensors; datasets' own cache by default."})
+    preprocessing_workers: int = field(default=1, metadata={"help": "Processes that read recordings."})
+    crop_seconds: float | None = field(
+        default=None, metadata={"help": "Length of the random training crops; the model's window by default."}
+    )
+    crop_pooling: str = field(
+        default="mean", metadata={"help": "How probabilities of a recording's windows become one: mean or max."}
+    )
+    time_shift_seconds: float = field(default=0.0, metadata={"help": "See EcgAugmentation for this and the next."})
+    lead_dropout: float = 0.0
+    amplitude_scaling: float = 0.0
+    noise: float = 0.0
+    baseline_wander: float = 0.0
+
+    def __post_init__(self):
+        if self.dataset not in ("simulated", "ptbxl", "cpsc2018", "folder"):
+            raise ValueError(f"dataset is {self.dataset!r}; expected simulated, ptbxl, cpsc2018 or folder")
+        if self.dataset != "simulated" and self.data_dir is None:
+            raise ValueError(f"data_dir is missing; expected the folder that holds {self.dataset}")
+        if self.crop_pooling not in ("mean", "max"):
+            raise ValueError(f"crop_pooling is {self.crop_pooling!r}; expected mean or max")
+
+
+@dataclass
+class ModelArguments:
+    """What is not given keeps the default of EcgMambaConfig and EcgMambaFeatureExtractor, or the pre-trained value."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A model to start from, for classification or masked modelling."}
+    )
+    leads: list[str] | None = None
+    optional_leads: list[str] | None = None
+    sampling_rate: float | None = None
+    window_seconds: float | None = None
+    window_overlap: float | None = None
+    hidden_size: int | None = None
+    num_hidden_layers: int | None = None
+    d_state: int | None = None
+    d_conv: int | None = None
+    expand: int | None = None
+    encoder_kernel_sizes: list[int] | None = None
+    encoder_strides: list[int] | None = None
+    intermediate_size: int | None = None
+    feed_forward_kernel_size: int | None = None
+    hidden_dropout: float | None = None
+    pooling: str | None = None
+    bandpass: list[float] | None = field(default=None, metadata={"help": "Pass band in Hz: low high."})
+    remove_baseline: bool | None = None
+    normalization: str | None = None
+
+
+@dataclass
+class EcgTrainingArguments(TrainingArguments):
+    """TrainingArguments with defaults for this task: the best checkpoint by validation macro ROC-AUC is kept."""
+
+    output_dir: str | None = "runs/ecg"
+    eval_strategy: str = "epoch"
+    save_strategy: SaveStrategy | str = "epoch"
+    save_total_limit: int | None = 2
+    load_best_model_at_end: bool = True
+    metric_for_best_model: str | None = "macro_auc"
+    greater_is_better: bool | None = True
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Evaluations without a better metric_for_best_model before training ends."}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={"nargs": "?", "const": "last", "help": "A checkpoint, or no value: the last one in output_dir."},
+    )
+    restore_callback_states_from_checkpoint: bool = True
+    # a last batch that is smaller would count its records more than the others and differ between process counts
+    dataloader_drop_last: bool = True
+    remove_unused_columns: bool | None = False
+    dataloader_pin_memory: bool = torch.cuda.is_available()
+    lr_scheduler_type: str = "cosine"
+
+
+def main(arguments=None):
+    data, network, training = parse_recipe((DataArguments, ModelArguments, EcgTrainingArguments), arguments)
+    set_seed(training.seed)
+    collection = load_collection(data)
+    model, feature_extractor = build_model(network, collection.label_names)
+    with training.main_process_first(desc="reading the recordings"):
+        splits = load_splits(collection, feature_extractor, data.cache_dir, data.preprocessing_workers)
+    for split in ("train", "validation"):
+        if split not in splits:
+            raise ValueError(f"the data set has no recording in {split}; expected some in train and in validation")
+
+    trainer = build_trainer(model, feature_extractor, splits, data, training)
+    checkpoint = training.resume_from_checkpoint
+    if checkpoint == "last":
+        checkpoint = last_checkpoint(training.output_dir, training.world_size)
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+    report = final_evaluation(trainer, feature_extractor, splits, data.crop_pooling)
+    if trainer.is_world_process_zero():
+        save_for_hub(model, feature_extractor, training.output_dir)
+        write_json(Path(training.output_dir) / "metrics.json", report)
+        plot_training_curves(
+            {data.dataset: trainer.state.log_history},
+            Path(training.output_dir) / "training_curve.png",
+            metric="macro_auc",
+        )
+        for split, metrics in report.items():
+            print(
+                f"{split}, {metrics['records']} recordings: macro AUC {metrics['macro_auc']:.4f}, "
+                f"AUPRC {metrics['macro_auprc']:.4f}, F1 {metrics['macro_f1']:.4f}, accuracy {metrics['accuracy']:.4f}"
+            )
+            if metrics["left_out"]:
+                print(f"{split}: left out, without positive or without negative: {', '.join(metrics['left_out'])}")
+    return report
+
+
+def load_collection(data):
+    if data.dataset == "ptbxl":
+        return load_ptbxl(data.data_dir, data.label_set, data.source_sampling_rate)
+    if data.dataset == "cpsc2018":
+        return load_cpsc2018(data.data_dir)
+    if data.dataset == "folder":
+        return load_record_folder(data.data_dir, data.labels_table)
+    return load_simulated_ecg(data.num_records)
+
+
+def build_model(network, label_names):
+    """A classifier for these labels and the feature extractor that reads for it."""
+    given = {name: value for name, value in vars(network).items() if value is not None}
+    pretrained = given.pop("model_name_or_path", None)
+    reading = {name: given.pop(name) for name in ("bandpass", "remove_baseline", "normalization") if name in given}
+    labels = {
+        "id2label": dict(enumerate(label_names)),
+        "label2id": {name: index for index, name in enumerate(label_names)},
+        "problem_type": "multi_label_classification",
+        "thresholds": None,
+    }
+    if pretrained is None:
+        config = EcgMambaConfig(**given, **labels)
+        return EcgMambaForSequenceClassification(config), EcgMambaFeatureExtractor.from_model_config(config, **reading)
+    config = EcgMambaConfig.from_pretrained(pretrained, **given, **labels)
+    model = EcgMambaForSequenceClassification.from_pretrained(pretrained, config=config, ignore_mismatched_sizes=True)
+    return model, EcgMambaFeatureExtractor.from_pretrained(pretrained, **given, **reading)
+
+
+class EcgTrainer(Trainer):
+    """Trainer whose training records carry their epoch; see [`EpochSampler`] why."""
+
+    def _get_train_sampler(self, train_dataset=None):
+        sampler = EpochSampler(len(train_dataset or self.train_dataset), self.args.data_seed or self.args.seed)
+        self.add_callback(SetEpoch(sampler))
+        return sampler
+
+
+class SetEpoch(TrainerCallback):
+    """Tells the sampler its epoch: accelerate does not reach it under several processes, nor after a resume."""
+
+    def __init__(self, sampler):
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.sampler.set_epoch(int(state.epoch or 0))
+
+
+def build_trainer(model, feature_extractor, splits, data, training):
+    config = model.config
+    crop_seconds = config.window_seconds if data.crop_seconds is None else data.crop_seconds
+    augmentation = EcgAugmentation(
+        data.time_shift_seconds, data.lead_dropout, data.amplitude_scaling, data.noise, data.baseline_wander
+    )
+    validation = EvaluationCrops(splits["validation"], feature_extractor)
+    metric = load_metric()
+    label_names = [config.id2label[index] for index in range(config.num_labels)]
+
+    def compute_metrics(prediction):
+        probabilities = validation.pool(expit(prediction.predictions), data.crop_pooling)
+        metrics = metric.compute(predictions=probabilities, references=validation.labels(), labels=label_names)
+        return {name: value for name, value in metrics.items() if isinstance(value, float)}
+
+    callbacks = []
+    if training.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
+    return EcgTrainer(
+        model=model,
+        args=training,
+        data_collator=collate_crops,
+        train_dataset=TrainingCrops(splits["train"], feature_extractor, crop_seconds, augmentation, training.seed),
+        eval_dataset=validation,
+        processing_class=feature_extractor,
+        compute_metrics=compute_metrics,
+        callbacks=callbacks,
+    )
+
+
+def load_metric():
+    # kept in memory: the processes of one training would lock each other's cache files
+    return evaluate.load(str(Path(__file__).resolve().parent / "metrics" / "multilabel_ecg"), keep_in_memory=True)
+
+
+def last_checkpoint(output_dir, world_size):
+    """
+    The newest checkpoint in `output_dir` that was written whole; None where there is none.
+
+    A killed run may have been writing one: the trainer's state comes last, the random states shortly before it.
+    """
+    folders = sorted(Path(output_dir).glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
+    for folder in reversed(folders):
+        states = [f"rng_state_{rank}.pth" for rank in range(world_size)] if world_size > 1 else ["rng_state.pth"]
+        try:
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            continue
+        if all((folder / state).is_file() for state in states):
+            return str(folder)
+    return None
+
+
+def final_evaluation(trainer, feature_extractor, splits, crop_pooling):
+    """Tunes the thresholds on validation, stores them in the model's config, and measures every split held out."""
+    config = trainer.model.config
+    label_names = [config.id2label[index] for index in range(config.num_labels)]
+    metric = load_metric()
+    trainer.compute_metrics = None
+    report = {}
+    for split in ("validation", "test"):
+        if split not in splits:
+            continue
+        crops = EvaluationCrops(splits[split], feature_extractor)
+        probabilities = crops.pool(expit(trainer.predict(crops).predictions), crop_pooling)
+        if split == "validation":
+            config.thresholds = tune_thresholds(probabilities, crops.labels())
+        metrics = metric.compute(
+            predictions=probabilities, references=crops.labels(), labels=label_names, thresholds=config.thresholds
+        )
+        report[split] = {
+            "records": len(crops.records),
+            **metrics,
+            "thresholds": dict(zip(label_names, config.thresholds, strict=True)),
+        }
+    return report
+
+
+if __name__ == "__main__":
+    main()
