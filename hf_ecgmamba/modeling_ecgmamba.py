@@ -119,12 +119,21 @@ class BiSSM(nn.Module):
         return self.out_proj((y[0] + y[1]) * F.silu(gate))
 
     def convolve_both_ways(self, x):
-        """[batch, time, channels] -> [2, batch, time, channels]: tap k looks d_conv - 1 - k steps back, or ahead."""
-        x, reach, channels = x.transpose(1, 2), self.d_conv - 1, x.shape[-1]
-        weight, bias = self.conv_weight.unsqueeze(2), self.conv_bias
-        past = F.conv1d(F.pad(x, (reach, 0)), weight[0], bias[0], groups=channels)
-        future = F.conv1d(F.pad(x, (0, reach)), weight[1].flip(-1), bias[1], groups=channels)
-        return F.silu(torch.stack((past, future))).transpose(2, 3).contiguous()
+        """[batch, time, channels] -> [2, batch, time, channels]: tap k looks d_conv - 1 - k steps back, or ahead.
+
+        Written as sums of shifted signals: with four taps that is many times faster than a depthwise Conv1d on a CPU,
+        and channels stay last, where the projections and the scan want them.
+        """
+        time, reach = x.shape[1], self.d_conv - 1
+        past, future = F.pad(x, (0, 0, reach, 0)), F.pad(x, (0, 0, 0, reach))
+        both = []
+        for direction, padded in enumerate((past, future)):
+            total = self.conv_bias[direction]
+            for k in range(self.d_conv):
+                shift = k if direction == 0 else reach - k
+                total = torch.addcmul(total, padded[:, shift : shift + time], self.conv_weight[direction, :, k])
+            both.append(total)
+        return F.silu(torch.stack(both))
 
 
 class FeedForward(nn.Module):
