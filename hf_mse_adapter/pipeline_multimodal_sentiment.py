@@ -1,0 +1,119 @@
+"""`pipeline("multimodal-sentiment")`: what a person said, how it sounded and how they looked in, a feeling out."""
+
+from itertools import islice
+from os import PathLike
+
+import numpy as np
+from transformers import AutoModel, Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .processing_mse_adapter import MODALITIES
+
+TASK = "multimodal-sentiment"
+# a row of a data set may be passed as it is: its id and label are not read
+FIELDS = ("text", "audio", "vision", "context", "speaker", "id", "label")
+
+
+class MultimodalSentimentPipeline(Pipeline):
+    """
+    Reads sentiment intensity or emotion from a clip's words and feature sequences.
+
+    >>> pipe = pipeline("multimodal-sentiment", model=FOLDER_OR_ID, trust_remote_code=True)
+    >>> pipe({"text": "I love it", "audio": "clip_audio.npy", "vision": array})
+    {'value': 1.7, 'spread': 0.6}
+
+    Takes a dict, a list of dicts, or any iterable of them (answers then come as they are ready):
+        - text (`str`): the utterance;
+        - audio, vision: arrays [time, features] or [features], nested lists, or paths of .npy files; None or left out
+          where missing;
+        - context: earlier utterances, oldest first, each a text or `(speaker, text)`;
+        - speaker (`str`): who says `text`.
+
+    Args of a call:
+        method (`str`, *optional*): how to answer, see [`AnswerFormat.predict`].
+        batch_size (`int`, defaults to 1)
+
+    Returns:
+        For each sample, in regression `{"value", "spread"}` (the spread is the standard deviation of the answer under
+        the model's own distribution), in classification `{"label", "score", "probabilities"}`. With a generating
+        `method` there is only a value or label, and where the LLM wrote no answer it is None, and `problem` says why.
+
+    Raises:
+        ValueError: naming the field and sample, what came and what is expected.
+        OSError: a file that cannot be opened.
+    """
+
+    _load_processor = True
+    _load_tokenizer = False
+    _load_feature_extractor = False
+    _load_image_processor = False
+    _load_video_processor = False
+
+    def __init__(self, model, processor, **kwargs):
+        super().__init__(model, processor=processor, **kwargs)
+        self.model.eval()
+
+    def _sanitize_parameters(self, method=None):
+        return {}, {} if method is None else {"method": method}, {}
+
+    def __call__(self, inputs, **kwargs):
+        return [] if isinstance(inputs, list) and not inputs else super().__call__(inputs, **kwargs)
+
+    def preprocess(self, samples):
+        """A batch of the processor's from a list of samples."""
+        return self.processor.collate([_opened(sample, index) for index, sample in enumerate(samples)])
+
+    def _forward(self, batch, method=None):
+        return self.processor.answers.predict(self.model, batch, method)
+
+    def postprocess(self, predictions):
+        """The predictions as dicts of numbers and strings."""
+        return [self._as_dict(prediction) for prediction in predictions]
+
+    def run_single(self, inputs, *params):
+        return super().run_single([inputs], *params)[0]
+
+    def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
+        # transformers pads samples that were prepared one by one; ours are padded where they are prepared, as a batch
+        samples = iter(inputs)
+        while chunk := list(islice(samples, batch_size)):
+            yield from super().run_single(chunk, preprocess_params, forward_params, postprocess_params)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        super().save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
+
+    def _as_dict(self, prediction):
+        answers = self.processor.answers
+        if answers.task == "regression":
+            answer = {"value": prediction.value, "spread": prediction.spread}
+        else:
+            answer = {"label": None if prediction.value is None else answers.labels[prediction.value]}
+            if prediction.probabilities is not None:
+                answer["score"] = prediction.probabilities[prediction.value]
+                answer["probabilities"] = dict(zip(answers.labels, prediction.probabilities, strict=True))
+        answer["problem"] = prediction.problem
+        return {name: value for name, value in answer.items() if value is not None or name in ("value", "label")}
+
+
+def _opened(sample, index):
+    """A sample with its .npy files read."""
+    if not isinstance(sample, dict):
+        raise ValueError(
+            f"a sample must be a dict with the fields {', '.join(FIELDS)}, but number {index} is {sample!r}"
+        )
+    if unknown := set(sample) - set(FIELDS):
+        raise ValueError(f"a sample may have the fields {', '.join(FIELDS)}, but number {index} has {sorted(unknown)}")
+    sample = {name: sample.get(name) for name in FIELDS if name not in ("id", "label")}
+    for modality in MODALITIES:
+        if isinstance(sample[modality], str | PathLike):
+            path = sample[modality]
+            try:
+                sample[modality] = np.load(path, allow_pickle=False)
+            except (ValueError, EOFError) as error:
+                raise ValueError(f"{modality} of sample {index}: {path} is no .npy file of numbers: {error}") from None
+    return sample
+
+
+if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
+    PIPELINE_REGISTRY.register_pipeline(TASK, MultimodalSentimentPipeline, pt_model=AutoModel, type="multimodal")

@@ -1,0 +1,38 @@
+"""A page to try a multimodal sentiment or emotion model; the variable MODEL_ID says which (a Hub id or a folder)."""
+
+import os
+
+import gradio as gr
+from transformers import pipeline
+
+pipe = pipeline("multimodal-sentiment", model=os.environ["MODEL_ID"], trust_remote_code=True)
+is_regression = pipe.processor.answers.task == "regression"
+texts = pipe.processor.answers.texts
+
+
+def read(text, speaker, audio, vision):
+    try:
+        answer = pipe({"text": text, "speaker": speaker, "audio": audio, "vision": vision})
+    except (OSError, ValueError) as error:
+        raise gr.Error(str(error)) from error
+    if is_regression:
+        return f"## {answer['value']:+.2f} ± {answer['spread']:.2f}\non a scale from {texts[0]} to {texts[-1]}"
+    return answer["probabilities"]
+
+
+demo = gr.Interface(
+    read,
+    inputs=[
+        gr.Textbox(label="What was said"),
+        gr.Textbox(label="Who said it (optional)"),
+        gr.File(label=f"Audio features, .npy [time, {pipe.processor.audio_dim}] (optional)", type="filepath"),
+        gr.File(label=f"Vision features, .npy [time, {pipe.processor.vision_dim}] (optional)", type="filepath"),
+    ],
+    outputs=gr.Markdown() if is_regression else gr.Label(label="Emotion"),
+    title="MSE-Adapter",
+    description="A frozen LLM with a small plug-in for voice and face.",
+    flagging_mode="never",
+)
+
+if __name__ == "__main__":
+    demo.launch()
