@@ -1,0 +1,48 @@
+"""Any folder with a table of labels."""
+
+import pytest
+
+from training.data.record_folder import load_record_folder
+
+
+def write(folder, table, *files):
+    (folder / "labels.csv").write_text(table)
+    for file in files:
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).touch()
+    return folder
+
+
+def test_names_labels_and_splits(tmp_path):
+    table = "record,labels,split\na,AF; PVC,train\nsub/b,,validation\nc.csv,PVC|AF,test\n"
+    collection = load_record_folder(write(tmp_path, table, "a.hea", "a.mat", "sub/b.edf", "c.csv"))
+    assert collection.label_names == ("AF", "PVC")
+    assert [(record.source, record.labels, record.split) for record in collection.records] == [
+        (str(tmp_path / "a.hea"), ("AF", "PVC"), "train"),
+        (str(tmp_path / "sub" / "b.edf"), (), "validation"),
+        (str(tmp_path / "c.csv"), ("AF", "PVC"), "test"),
+    ]
+
+
+def test_a_patient_stays_in_one_split(tmp_path):
+    rows = [f"r{index},{'AF' if index % 3 else 'SR'},p{index // 4}" for index in range(80)]
+    folder = write(tmp_path, "\n".join(["record,labels,patient", *rows]), *(f"r{index}.npy" for index in range(80)))
+    records = load_record_folder(folder).records
+    splits = {}
+    for index, record in enumerate(records):
+        splits.setdefault(index // 4, set()).add(record.split)
+    assert all(len(own) == 1 for own in splits.values())
+    assert {record.split for record in records} == {"train", "validation", "test"}
+
+
+def test_bad_input_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"expected \['labels'\]"):
+        load_record_folder(write(tmp_path, "record\na\n"))
+    with pytest.raises(OSError, match="no recording 'a'"):
+        load_record_folder(write(tmp_path, "record,labels\na,AF\n"))
+    with pytest.raises(ValueError, match=r"splits \['dev'\]"):
+        load_record_folder(write(tmp_path, "record,labels,split\na,AF,dev\n", "a.npy"))
+    with pytest.raises(ValueError, match="may be any of"):
+        load_record_folder(write(tmp_path, "record,labels\na,AF\n", "a.csv"))
+    with pytest.raises(ValueError, match="'b' occurs twice"):
+        load_record_folder(write(tmp_path, "record,labels\nb,AF\nb,AF\n", "b.npy"))
