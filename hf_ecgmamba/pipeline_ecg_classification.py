@@ -1,0 +1,327 @@
+"""A recording in, findings out: the pipeline behind `pipeline("ecg-classification", ...)`."""
+
+from itertools import islice, pairwise
+from types import GeneratorType
+
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification, Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils import logging
+
+from .attribution import Attribution, integrated_gradients, looked_at
+from .plotting import plot_recording
+from .recording import open_recording
+
+TASK = "ecg-classification"
+# how the windows' scores become the recording's: a finding is present if it is found anywhere, while one of many
+# labels and a measured number are those of the recording on the whole
+POOLING = {"multi_label_classification": "max", "single_label_classification": "mean", "regression": "mean"}
+MOST_WINDOW_NOTES = 8
+
+
+class EcgClassificationPipeline(Pipeline):
+    """
+    Classifies ECG recordings of any length, in memory that does not grow with it.
+
+    A recording is a path (every format of `open_recording`), an array, a dict (array, sampling_rate, leads, units), a
+    `Recording`; a list, generator or dataset of them gives a list or an iterator of results:
+
+        {"findings": [{"label", "score", "present"}, ...],          highest score first
+         "timeline": [{"start", "end", "label", "score"}, ...],     seconds; empty where one window holds it all
+         "notes": [str, ...]}                                       what was done to the recording to read it
+
+    `present` is, by `config.problem_type`: multi_label_classification, the score reaches the label's threshold;
+    single_label_classification, the label is the likeliest; regression, None, and the score is the number itself.
+
+    A long recording is read in the overlapping windows of the feature extractor. Its score for a label is the highest
+    of its windows' (several labels) or their mean (one of many; numbers). In the timeline each window speaks for the
+    time around its centre, up to half way to its neighbours' centres; a label's neighbouring stretches are joined
+    under their highest score.
+
+    Args, at construction or call:
+        batch_size (`int`, defaults to 16): windows that pass through the model at once, of one recording or several.
+        thresholds (`float` or `list[float]`, *optional*): in place of the config's (0.5 where it has none).
+        top_k (`int`, *optional*): how many findings to return; all by default.
+        window_pooling (`"max"` or `"mean"`, *optional*): in place of the default above.
+        sampling_rate, leads, units: of recordings that do not state them, as `open_recording` takes them.
+        progress (`bool`, defaults to False): whether to show a bar.
+
+    Raises:
+        ValueError: for a recording that cannot be read as this model needs it, or arguments out of range.
+        OSError: for a missing file.
+    """
+
+    _load_feature_extractor = True
+    _load_tokenizer = False
+    _load_image_processor = False
+    _load_processor = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        config = self.model.config
+        self.problem_type = config.problem_type or ("regression" if config.num_labels == 1 else None)
+        if self.problem_type is None:
+            raise ValueError(
+                f"config.problem_type is None; expected one of {', '.join(POOLING)} for {config.num_labels} labels"
+            )
+        if self.feature_extractor is None:
+            raise ValueError("feature_extractor is None; expected an EcgMambaFeatureExtractor")
+        self.model.eval()
+
+    def _sanitize_parameters(self, **parameters):
+        def taken(*names):
+            return {name: parameters.pop(name) for name in names if parameters.get(name) is not None}
+
+        reading = taken("sampling_rate", "leads", "units", "progress")
+        judging = taken("thresholds", "top_k", "window_pooling")
+        parameters = {name: value for name, value in parameters.items() if value is not None}
+        if parameters:
+            raise ValueError(f"{', '.join(parameters)}: no such argument of the {TASK} pipeline")
+        if judging.get("top_k", 1) < 1:
+            raise ValueError(f"top_k is {judging['top_k']}; expected 1 or more")
+        if judging.get("window_pooling", "max") not in ("max", "mean"):
+            raise ValueError(f'window_pooling is {judging["window_pooling"]!r}; expected "max" or "mean"')
+        if "thresholds" in judging:
+            judging["thresholds"] = self._checked_thresholds(judging["thresholds"])
+        return reading, {}, judging
+
+    def _checked_thresholds(self, thresholds):
+        num_labels = self.model.config.num_labels
+        if np.ndim(thresholds) > 1 or np.size(thresholds) not in (1, num_labels):
+            raise ValueError(f"thresholds is {thresholds!r}; expected a number or {num_labels}, one for each label")
+        return np.broadcast_to(np.asarray(thresholds, dtype=np.float64), (num_labels,))
+
+    def __call__(self, inputs, **kwargs):
+        if isinstance(inputs, (GeneratorType, torch.utils.data.Dataset)):
+            return super().__call__(inputs, **kwargs)
+        if isinstance(inputs, (list, tuple)):
+            return super().__call__(list(inputs), **kwargs) if inputs else []
+        (result,) = super().__call__([inputs], **kwargs)
+        return result
+
+    def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
+        if num_workers:
+            raise ValueError(f"num_workers is {num_workers}; expected 0: run more processes to read with more")
+        for outputs in self._scored(inputs, batch_size, preprocess_params, forward_params):
+            yield self.postprocess(outputs, **postprocess_params)
+
+    def _scored(self, recordings, batch_size, preprocess_params, forward_params):
+        """
+        Scored windows and notes of each recording, in order. Batches are filled across recordings; no more than one
+        batch of signal is held at once.
+        """
+        batch_size = batch_size or self._batch_size or 16
+        sized = hasattr(recordings, "__len__")  # a torch dataset has no other way to say where it ends
+        sources = (recordings[index] for index in range(len(recordings))) if sized else recordings
+        waiting, batch = [], []
+        for recording in sources:
+            windows, show_progress = self.preprocess(recording, **preprocess_params)
+            waiting.append(ScoredRecording(windows))
+            bar = logging.tqdm(windows, total=len(windows), disable=not show_progress, desc=windows.recording.name)
+            for window in bar:
+                batch.append((waiting[-1], window))
+                if len(batch) == batch_size:
+                    self._score(batch, forward_params)
+                    batch = []
+                    # windows come in order: every recording before this one is complete
+                    yield from waiting[:-1]
+                    waiting = waiting[-1:]
+        if batch:
+            self._score(batch, forward_params)
+        yield from waiting
+
+    def _score(self, batch, forward_params):
+        """Fills the scores of (recording, window) pairs into their recordings."""
+        scores = self.forward(collate([window for _, window in batch]), **forward_params)["scores"].numpy()
+        for (recording, window), of_window in zip(batch, scores, strict=True):
+            recording.add(window, of_window)
+
+    def preprocess(self, recording, progress=False, **reading):
+        """Opens a recording: its windows, not yet read, and whether a bar shall follow them."""
+        opened = open_recording(recording, **{"unnamed_leads": self.feature_extractor.leads, **reading})
+        # in a long recording a stretch without signal costs its windows, not the whole
+        on_gap = "skip" if opened.duration > self.feature_extractor.window_seconds else "raise"
+        return self.feature_extractor.windows(opened, on_gap=on_gap), progress
+
+    def _forward(self, batch):
+        """Scores [windows, num_labels] in float32: probabilities, or numbers for a regression."""
+        logits = self.model(**batch).logits.float()
+        if self.problem_type == "multi_label_classification":
+            return {"scores": logits.sigmoid()}
+        return {"scores": logits if self.problem_type == "regression" else logits.softmax(-1)}
+
+    def postprocess(self, recording, thresholds=None, top_k=None, window_pooling=None):
+        """A scored recording -> its findings, timeline and notes."""
+        scores = recording.scores
+        pooled = getattr(scores, window_pooling or POOLING[self.problem_type])(axis=0)
+        order = [int(index) for index in np.argsort(-pooled, kind="stable")[:top_k]]
+        present = self._present(pooled[None], thresholds)[0]
+        labels = self.model.config.id2label
+        findings = [
+            {"label": labels[index], "score": float(pooled[index]), "present": present[index]} for index in order
+        ]
+        timeline = []
+        if recording.num_windows > 1:
+            found = self._present(scores, thresholds)
+            for index in order:
+                for stretch in joined(recording.stretches(), scores[:, index].tolist(), found[:, index]):
+                    timeline.append({"label": labels[index], **stretch})
+            timeline.sort(key=lambda stretch: stretch["start"])
+        return {"findings": findings, "timeline": timeline, "notes": recording.notes()}
+
+    def _present(self, scores, thresholds):
+        """Which of the scores [windows, num_labels] are findings: bool, or None for numbers."""
+        if self.problem_type == "regression":
+            return np.full(scores.shape, None)
+        if self.problem_type == "single_label_classification":
+            return (np.arange(scores.shape[1]) == scores.argmax(axis=1, keepdims=True)).astype(object)
+        if thresholds is None:
+            thresholds = self._checked_thresholds(self.model.config.thresholds or 0.5)
+        return (scores >= thresholds).astype(object)
+
+    def explain(self, recording, label=None, **reading):
+        """
+        What the model looked at for one label: integrated gradients over the window that scores highest for it.
+
+        Args:
+            recording, reading: as in a call.
+            label (`str`, *optional*): by default the finding that is present with the highest score, or, where none
+                is, the label with the highest.
+
+        Returns:
+            `Attribution`, as [`plot_recording`] takes it.
+        """
+        windows, scored = self._read_and_score(recording, reading)
+        return self._explain(windows, scored, label or most_notable(self.postprocess(scored)["findings"]))
+
+    def plot(self, recording, path=None, label=None, **arguments):
+        """
+        Classifies a recording and draws it on ECG paper, with what the model looked at for one label.
+
+        Args:
+            path (`str` or `Path`, *optional*): where to save the picture (.png, .pdf, .svg).
+            label (`str`, *optional*): as in [`~EcgClassificationPipeline.explain`].
+            arguments: as in a call.
+
+        Returns:
+            `dict`, `matplotlib.figure.Figure`: the result of a call, and the picture.
+        """
+        reading, _, judging = self._sanitize_parameters(**arguments)
+        judging = {**self._postprocess_params, **judging}
+        windows, scored = self._read_and_score(recording, reading)
+        result = self.postprocess(scored, **judging)
+        attribution = self._explain(windows, scored, label or most_notable(result["findings"]))
+        figure = plot_recording(
+            windows.recording,
+            result["findings"],
+            attribution,
+            path,
+            timeline=result["timeline"],
+            notes=result["notes"],
+        )
+        return result, figure
+
+    def _read_and_score(self, recording, reading):
+        reading = {**self._preprocess_params, **reading}
+        windows, _ = self.preprocess(recording, **reading)
+        (scored,) = self._scored([windows.recording], None, {"progress": reading.get("progress", False)}, {})
+        return windows, scored
+
+    def _explain(self, windows, scored, label):
+        labels = self.model.config.label2id
+        if label not in labels:
+            raise ValueError(f"label is {label!r}; expected one of {', '.join(labels)}")
+        start = scored.spans[int(scored.scores[:, labels[label]].argmax())][0]
+        window = next(window for window in windows if window.start == start)
+        with self.device_placement():
+            inputs = self.ensure_tensor_on_device(**collate([window]))
+            contributions = integrated_gradients(self.model, label_index=labels[label], **inputs)
+        real = int(window.attention_mask.sum())
+        rate = self.feature_extractor.sampling_rate
+        weights = looked_at(contributions[:, :real], rate)
+        return Attribution(label, self.feature_extractor.leads, weights, window.start, rate)
+
+
+class ScoredRecording:
+    """What a recording's windows said so far."""
+
+    def __init__(self, windows):
+        self.num_windows = len(windows)
+        self.spans, self._scores = [], []  # seconds (start, end) and scores [num_labels] of each window
+        self._name, self._notes, self._of_windows = windows.recording.name, windows.notes, {}
+
+    def add(self, window, scores):
+        self.spans.append((window.start, window.end))
+        self._scores.append(scores)
+        for note in window.notes:
+            if note not in self._notes:
+                self._of_windows.setdefault(note, []).append(window.start)
+
+    @property
+    def scores(self):
+        """float32 [windows, num_labels]"""
+        if not self._scores:
+            raise ValueError(f"{self._name}: each of its {self.num_windows} windows has a gap too long to fill")
+        return np.stack(self._scores)
+
+    def stretches(self):
+        """
+        The time (start, end) that each window speaks for: around its centre, up to half way to the centres of its
+        neighbours, but not beyond the window (where a gap lies between two of them).
+        """
+        centres = [(start + end) / 2 for start, end in self.spans]
+        between = [(left + right) / 2 for left, right in pairwise(centres)]
+        starts = [self.spans[0][0], *map(max, between, (start for start, _ in self.spans[1:]))]
+        ends = [*map(min, between, (end for _, end in self.spans)), self.spans[-1][1]]
+        return list(zip(starts, ends, strict=True))
+
+    def notes(self):
+        """Each note once; those of single windows of a long recording with how many there were and the first."""
+        if self.num_windows == 1:
+            return [*self._notes, *self._of_windows]
+        notes = list(self._notes)
+        if len(self.spans) < self.num_windows:
+            notes.append(
+                f"left out: {self.num_windows - len(self.spans)} of {self.num_windows} windows, for their gaps"
+            )
+        for note, starts in islice(self._of_windows.items(), MOST_WINDOW_NOTES):
+            notes.append(f"{note} ({len(starts)} of {self.num_windows} windows, the first at {starts[0]:.0f} s)")
+        if len(self._of_windows) > MOST_WINDOW_NOTES:
+            notes.append(f"and {len(self._of_windows) - MOST_WINDOW_NOTES} more notes on single windows")
+        return notes
+
+
+def collate(windows):
+    """Windows -> a batch of tensors; masks only where something is masked: the model is faster without."""
+    batch = {"input_values": torch.from_numpy(np.stack([window.input_values for window in windows]))}
+    for name in ("attention_mask", "lead_mask"):
+        mask = np.stack([getattr(window, name) for window in windows])
+        if not mask.all():
+            batch[name] = torch.from_numpy(mask)
+    return batch
+
+
+def most_notable(findings):
+    """The label of the first finding that is present, or of the first."""
+    return next((found["label"] for found in findings if found["present"]), findings[0]["label"])
+
+
+def joined(stretches, scores, found):
+    """
+    The stretches of one label, as dicts of start, end (seconds) and score: those with the finding that touch are one,
+    under the highest score. Where found is None, each keeps its own number.
+    """
+    entries = []
+    for (start, end), score, is_found in zip(stretches, scores, found, strict=True):
+        if is_found and entries and entries[-1]["end"] == start:
+            entries[-1].update(end=end, score=max(entries[-1]["score"], score))
+        elif is_found or is_found is None:
+            entries.append({"start": start, "end": end, "score": score})
+    return entries
+
+
+if TASK not in PIPELINE_REGISTRY.supported_tasks:
+    PIPELINE_REGISTRY.register_pipeline(
+        TASK, EcgClassificationPipeline, pt_model=AutoModelForSequenceClassification, type="multimodal"
+    )

@@ -1,0 +1,282 @@
+"""The pipeline: every kind of input, the three kinds of problem, and long recordings as windows."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from hf_ecgmamba.configuration_ecgmamba import EcgMambaConfig
+from hf_ecgmamba.feature_extraction_ecgmamba import EcgMambaFeatureExtractor
+from hf_ecgmamba.modeling_ecgmamba import EcgMambaForSequenceClassification
+from hf_ecgmamba.pipeline_ecg_classification import EcgClassificationPipeline, ScoredRecording, joined
+from hf_ecgmamba.recording import Recording
+
+LABELS = ("NORM", "AFIB", "MI")
+RATE = 100
+
+
+def make_pipeline(problem_type="multi_label_classification", **config):
+    torch.manual_seed(0)
+    config = {"id2label": dict(enumerate(LABELS)), "label2id": {label: i for i, label in enumerate(LABELS)}, **config}
+    config = EcgMambaConfig(
+        leads=("I", "II"), optional_leads=("I",), hidden_size=16, num_hidden_layers=1, d_state=4,
+        window_seconds=4.0, problem_type=problem_type, **config,
+    )  # fmt: skip
+    model = EcgMambaForSequenceClassification(config)
+    with torch.no_grad():  # scores that differ between recordings
+        model.classifier.weight.mul_(8)
+    extractor = EcgMambaFeatureExtractor.from_model_config(config)
+    return EcgClassificationPipeline(model=model, feature_extractor=extractor, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def ecg():
+    return make_pipeline()
+
+
+def signal(seconds=4.0, seed=0):
+    generator = np.random.default_rng(seed)
+    return generator.normal(size=(2, round(seconds * RATE))).cumsum(axis=1).astype(np.float32) * 0.05
+
+
+def recording(seconds=4.0, seed=0):
+    return Recording(signal(seconds, seed), ("I", "II"), float(RATE), f"recording {seed}")
+
+
+def by_hand(ecg, recording):
+    """Scores of each window, one at a time, straight through extractor and model."""
+    scores = []
+    for window in ecg.feature_extractor.windows(recording):
+        inputs = {
+            name: torch.from_numpy(getattr(window, name))[None]
+            for name in ("input_values", "attention_mask", "lead_mask")
+        }
+        with torch.no_grad():
+            scores.append(ecg.model(**inputs).logits[0])
+    return torch.stack(scores)
+
+
+def scores_of(result):
+    return {finding["label"]: finding["score"] for finding in result["findings"]}
+
+
+def test_one_window_gives_the_models_probabilities_in_order(ecg):
+    result = ecg(recording())
+    expected = dict(zip(LABELS, by_hand(ecg, recording())[0].sigmoid().tolist(), strict=True))
+    assert scores_of(result) == pytest.approx(expected, abs=1e-6)
+    scores = [finding["score"] for finding in result["findings"]]
+    assert scores == sorted(scores, reverse=True)
+    assert all(finding["present"] is (finding["score"] >= 0.5) for finding in result["findings"])
+    assert result["timeline"] == [] and result["notes"] == []
+    json.dumps(result)
+
+
+def test_every_kind_of_input_gives_the_same(ecg, tmp_path):
+    values = signal()
+    np.savez(tmp_path / "recording.npz", signal=values, sampling_rate=RATE, leads=["I", "II"], units="mV")
+    expected = scores_of(ecg(recording()))
+    for source, arguments in (
+        (str(tmp_path / "recording.npz"), {}),
+        (tmp_path / "recording.npz", {}),
+        ({"array": values, "sampling_rate": RATE, "leads": ["I", "II"], "units": "mV"}, {}),
+        ({"array": values * 1000, "sampling_rate": RATE, "leads": ["I", "II"], "units": "uV"}, {}),
+        (values, {"sampling_rate": RATE}),
+        (torch.from_numpy(values), {"sampling_rate": RATE, "leads": ["I", "II"]}),
+        ({"array": values.tolist(), "sampling_rate": RATE}, {}),
+    ):
+        assert scores_of(ecg(source, **arguments)) == pytest.approx(expected, abs=1e-4)
+
+
+def test_lists_generators_and_data_sets_keep_their_order(ecg):
+    lengths = (4.0, 11.0, 4.0, 2.0, 25.0)
+    recordings = [recording(seconds, seed) for seed, seconds in enumerate(lengths)]
+    alone = [ecg(one) for one in recordings]
+    assert len({round(result["findings"][0]["score"], 4) for result in alone}) == len(lengths)
+
+    class DataSet(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(recordings)
+
+        def __getitem__(self, index):
+            return recordings[index]
+
+    for together in (
+        ecg(recordings, batch_size=3),
+        ecg(tuple(recordings), batch_size=100),
+        list(ecg((one for one in recordings), batch_size=1)),
+        list(ecg(DataSet(), batch_size=4)),
+    ):
+        assert len(together) == len(alone)
+        for result, expected in zip(together, alone, strict=True):
+            assert scores_of(result) == pytest.approx(scores_of(expected), abs=1e-5)
+            assert len(result["timeline"]) == len(expected["timeline"])
+    assert ecg([]) == []
+
+
+def test_long_recording_is_pooled_over_its_windows(ecg):
+    long = recording(61.3)
+    windows = by_hand(ecg, long).sigmoid().numpy()
+    assert len(windows) == 30
+    result = ecg(long, batch_size=7)
+    assert scores_of(result) == pytest.approx(dict(zip(LABELS, windows.max(0).tolist(), strict=True)), abs=1e-5)
+    mean = ecg(long, window_pooling="mean")
+    assert scores_of(mean) == pytest.approx(dict(zip(LABELS, windows.mean(0).tolist(), strict=True)), abs=1e-5)
+
+
+def test_timeline_covers_exactly_the_windows_with_the_finding(ecg):
+    long = recording(61.3)
+    windows = by_hand(ecg, long).sigmoid().numpy()
+    thresholds = np.median(windows, axis=0).tolist()
+    result = ecg(long, thresholds=thresholds)
+    assert {finding["label"] for finding in result["findings"] if finding["present"]} == {
+        entry["label"] for entry in result["timeline"]
+    }
+    for label, threshold, scores in zip(LABELS, thresholds, windows.T, strict=True):
+        entries = [entry for entry in result["timeline"] if entry["label"] == label]
+        assert all(left["end"] < right["start"] for left, right in pairwise(entries))
+        centres = [window.start + 2 for window in ecg.feature_extractor.windows(long)]
+        for centre, score in zip(centres, scores, strict=True):
+            inside = [entry for entry in entries if entry["start"] <= centre <= entry["end"]]
+            assert len(inside) == (score >= threshold)
+            assert not inside or inside[0]["score"] >= score - 1e-6
+
+
+def test_only_one_batch_is_held(ecg, monkeypatch):
+    """Windows reach the model as they are read: never more than a batch is waiting."""
+    read, scored = [], []
+    original = type(ecg.feature_extractor.windows(recording()))
+    iterate, score = original.__iter__, ecg._score
+
+    def watched(windows):
+        for window in iterate(windows):
+            read.append(window)
+            assert len(read) - len(scored) <= 8
+            yield window
+
+    monkeypatch.setattr(original, "__iter__", watched)
+    monkeypatch.setattr(ecg, "_score", lambda batch, *rest: (score(batch, *rest), scored.extend(batch))[0])
+    ecg(recording(200.0), batch_size=8)
+    assert len(read) == len(scored) == 99
+
+
+def test_thresholds_come_from_the_config_or_the_call():
+    scores = scores_of(make_pipeline()(recording()))
+    below, above = [scores[label] - 0.01 for label in LABELS], [scores[label] + 0.01 for label in LABELS]
+    assert all(f["present"] for f in make_pipeline(thresholds=below)(recording())["findings"])
+    strict = make_pipeline(thresholds=above)
+    assert not any(f["present"] for f in strict(recording())["findings"])
+    assert all(f["present"] for f in strict(recording(), thresholds=0.0)["findings"])
+    with pytest.raises(ValueError, match=r"thresholds is .*; expected a number or 3"):
+        strict(recording(), thresholds=[0.5, 0.5])
+
+
+def test_one_of_many_labels():
+    ecg = make_pipeline("single_label_classification")
+    result = ecg(recording(61.3))
+    windows = by_hand(ecg, recording(61.3)).softmax(-1).numpy()
+    assert scores_of(result) == pytest.approx(dict(zip(LABELS, windows.mean(0).tolist(), strict=True)), abs=1e-5)
+    assert sum(scores_of(result).values()) == pytest.approx(1, abs=1e-5)
+    assert [finding["present"] for finding in result["findings"]] == [True, False, False]
+    timeline = result["timeline"]
+    # one label at any time, without a break
+    assert timeline[0]["start"] == 0 and timeline[-1]["end"] == pytest.approx(61.3)
+    assert all(left["end"] == right["start"] for left, right in pairwise(timeline))
+
+
+def test_regression():
+    ecg = make_pipeline("regression", id2label={0: "age"}, label2id={"age": 0})
+    windows = by_hand(ecg, recording(9.0)).numpy()
+    result = ecg(recording(9.0))
+    (finding,) = result["findings"]
+    assert finding == {"label": "age", "score": pytest.approx(windows.mean(), abs=1e-5), "present": None}
+    assert [entry["score"] for entry in result["timeline"]] == pytest.approx(windows[:, 0].tolist(), abs=1e-5)
+
+
+def test_top_k(ecg):
+    assert ecg(recording(), top_k=2)["findings"] == ecg(recording())["findings"][:2]
+
+
+def test_stretches_stop_at_gaps(ecg):
+    long = recording(40.0)
+    long.signal[:, 1500:2000] = np.nan
+    result = ecg(long, thresholds=0.0)
+    left_out = [note for note in result["notes"] if note.startswith("left out")]
+    assert left_out == ["left out: 4 of 19 windows, for their gaps"]
+    entries = [(entry["start"], entry["end"]) for entry in result["timeline"] if entry["label"] == "MI"]
+    assert entries == [(0, pytest.approx(15, abs=1)), (pytest.approx(20, abs=1), 40)]
+    long.signal[:] = np.nan
+    with pytest.raises(ValueError, match="each of its 19 windows has a gap"):
+        ecg(long)
+    short = recording(4.0)
+    short.signal[:, 100:300] = np.nan
+    with pytest.raises(ValueError, match=r"no samples from 1\.00 to 3\.00 s"):
+        ecg(short)
+
+
+def test_notes_of_windows_are_counted(ecg):
+    long = recording(40.0)
+    long.signal[0, 1000:1800] = 0.25
+    notes = ecg(long)["notes"]
+    assert notes == ["flat: I (3 of 19 windows, the first at 10 s)"]
+
+
+def test_missing_optional_lead_is_noted(ecg):
+    result = ecg({"array": signal()[1], "sampling_rate": RATE, "leads": ["II"], "units": "mV"})
+    assert result["notes"] == ["absent: I"]
+
+
+def test_explanation_is_of_the_window_with_the_highest_score(ecg):
+    long = recording(61.3)
+    windows = by_hand(ecg, long).sigmoid().numpy()
+    attribution = ecg.explain(long, label="MI")
+    assert attribution.label == "MI" and attribution.leads == ("I", "II")
+    starts = [window.start for window in ecg.feature_extractor.windows(long)]
+    assert attribution.start == starts[windows[:, 2].argmax()]
+    assert attribution.weights.shape == (2, 400) and attribution.weights.max() == 1
+    with pytest.raises(ValueError, match="label is 'HYP'; expected one of NORM, AFIB, MI"):
+        ecg.explain(long, label="HYP")
+
+
+def test_plot_returns_the_same_result_and_writes_the_picture(ecg, tmp_path):
+    result, figure = ecg.plot(recording(3.0), tmp_path / "ecg.png", top_k=2)
+    assert result == ecg(recording(3.0), top_k=2)
+    assert (tmp_path / "ecg.png").read_bytes().startswith(b"\x89PNG")
+    assert "recording 0" in [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_bad_arguments(ecg):
+    for arguments, message in (
+        ({"top_k": 0}, "top_k is 0; expected 1 or more"),
+        ({"window_pooling": "median"}, "window_pooling is 'median'"),
+        ({"threshold": 0.1}, "threshold: no such argument"),
+        ({"num_workers": 2}, "num_workers is 2; expected 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ecg(recording(), **arguments)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        ecg("nowhere.hea")
+    with pytest.raises(ValueError, match=r"problem_type is None; expected one of multi_label"):
+        make_pipeline(None)
+
+
+def test_a_stretch_stays_one_where_its_windows_touch():
+    class Windows(list):
+        class recording:
+            name = "r"
+
+        notes = ()
+
+    scored = ScoredRecording(Windows(range(3)))
+    scored.spans = [(0.0, 10.0), (5.0, 15.0), (8.0, 18.0)]
+    assert scored.stretches() == [(0.0, 7.5), (7.5, 11.5), (11.5, 18.0)]
+    entries = joined(scored.stretches(), [0.6, 0.9, 0.2], [True, True, False])
+    assert entries == [{"start": 0.0, "end": 11.5, "score": 0.9}]
+
+
+def test_half_an_hour_of_real_ecg(ecg, shared_data):
+    result = ecg(shared_data / "ecg" / "mitbih_long" / "208", batch_size=64, thresholds=0.0)
+    assert "MLII taken as II" in result["notes"] and any("V1" in note for note in result["notes"])
+    assert result["timeline"][0]["start"] == 0
+    assert max(entry["end"] for entry in result["timeline"]) == pytest.approx(1805.6, abs=0.1)
