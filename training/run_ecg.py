@@ -7,7 +7,6 @@ Hub-ready folder: model, feature extractor, pipeline and code, with metrics.json
 beside them. Interrupted, it goes on exactly where it was with `--resume_from_checkpoint`.
 """
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import evaluate
 import torch
 from scipy.special import expit
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import SaveStrategy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -26,13 +25,15 @@ from hf_ecgmamba import (
     EcgMambaForSequenceClassification,
     save_for_hub,
 )
+from training.checkpoints import EpochSampler, SetEpoch, last_checkpoint
 from training.data.cpsc2018 import load_cpsc2018
 from training.data.ecg_augmentation import EcgAugmentation
-from training.data.ecg_crops import EpochSampler, EvaluationCrops, TrainingCrops, collate_crops
+from training.data.ecg_crops import EvaluationCrops, TrainingCrops, collate_crops
 from training.data.ecg_records import load_splits
 from training.data.ptbxl import load_ptbxl
 from training.data.record_folder import load_record_folder
 from training.data.simulated_ecg import load_simulated_ecg
+from training.launch import honor_num_processes, runs_on_cpu
 from training.metrics.multilabel_ecg.multilabel_ecg import tune_thresholds
 from training.recipe import parse_recipe
 from training.reports import plot_training_curves, write_json
@@ -127,6 +128,11 @@ class EcgTrainingArguments(TrainingArguments):
     dataloader_pin_memory: bool = torch.cuda.is_available()
     lr_scheduler_type: str = "cosine"
 
+    def __post_init__(self):
+        # without it, the processes of a machine without accelerator would not find each other
+        self.use_cpu = self.use_cpu or runs_on_cpu()
+        super().__post_init__()
+
 
 def main(arguments=None):
     data, network, training = parse_recipe((DataArguments, ModelArguments, EcgTrainingArguments), arguments)
@@ -202,16 +208,6 @@ class EcgTrainer(Trainer):
         return sampler
 
 
-class SetEpoch(TrainerCallback):
-    """Tells the sampler its epoch: accelerate does not reach it under several processes, nor after a resume."""
-
-    def __init__(self, sampler):
-        self.sampler = sampler
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.sampler.set_epoch(int(state.epoch or 0))
-
-
 def build_trainer(model, feature_extractor, splits, data, training):
     config = model.config
     crop_seconds = config.window_seconds if data.crop_seconds is None else data.crop_seconds
@@ -247,24 +243,6 @@ def load_metric():
     return evaluate.load(str(Path(__file__).resolve().parent / "metrics" / "multilabel_ecg"), keep_in_memory=True)
 
 
-def last_checkpoint(output_dir, world_size):
-    """
-    The newest checkpoint in `output_dir` that was written whole; None where there is none.
-
-    A killed run may have been writing one: the trainer's state comes last, the random states shortly before it.
-    """
-    folders = sorted(Path(output_dir).glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
-    for folder in reversed(folders):
-        states = [f"rng_state_{rank}.pth" for rank in range(world_size)] if world_size > 1 else ["rng_state.pth"]
-        try:
-            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            continue
-        if all((folder / state).is_file() for state in states):
-            return str(folder)
-    return None
-
-
 def final_evaluation(trainer, feature_extractor, splits, crop_pooling):
     """Tunes the thresholds on validation, stores them in the model's config, and measures every split held out."""
     config = trainer.model.config
@@ -291,4 +269,5 @@ def final_evaluation(trainer, feature_extractor, splits, crop_pooling):
 
 
 if __name__ == "__main__":
+    honor_num_processes()
     main()

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from hf_ecgmamba import EcgMambaFeatureExtractor
+from training.checkpoints import EpochSampler
 from training.data.ecg_augmentation import EcgAugmentation
-from training.data.ecg_crops import EpochSampler, EvaluationCrops, TrainingCrops, collate_crops
+from training.data.ecg_crops import EvaluationCrops, TrainingCrops, collate_crops
 from training.data.ecg_records import EcgCollection, EcgRecord, load_splits
 
 EVERYTHING = EcgAugmentation(0.2, 0.3, 0.2, 0.05, 0.1)

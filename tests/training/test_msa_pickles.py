@@ -247,14 +247,17 @@ def test_aligned_features_lose_the_zeros_at_their_ends_only(tmp_path):
     assert dataset[1]["audio"].shape == (0, 4)
 
 
-def test_values_that_are_no_numbers_become_zero_and_are_counted(tmp_path):
+def test_values_that_are_no_numbers_become_their_features_mean_and_are_counted(tmp_path):
     split = mmsa_split()
     split["audio"][0, 1, 2] = -np.inf
-    split["audio"][2, 0, :3] = np.nan
+    split["audio"][2, 0, 1:] = np.nan
+    split["vision"][1, :, 0] = np.inf
     dataset = load_mmsa_pickle(write(tmp_path / "gaps.pkl", {"train": split}))["train"]
-    assert count_replaced(dataset) == {"audio": {"values": 4, "samples": 2}, "vision": {"values": 0, "samples": 0}}
-    assert dataset[0]["audio"][1, 2] == 0
-    np.testing.assert_array_equal(dataset[2]["audio"][0], np.float32([0, 0, 0, split["audio"][2, 0, 3]]))
+    assert count_replaced(dataset) == {"audio": {"values": 4, "samples": 2}, "vision": {"values": 5, "samples": 1}}
+    assert dataset[0]["audio"][1, 2] == pytest.approx(split["audio"][0, [0, 2, 3, 4], 2].mean())
+    expected = [split["audio"][2, 0, 0], *split["audio"][2, 1:, 1:].mean(axis=0)]
+    np.testing.assert_allclose(dataset[2]["audio"][0], expected, rtol=1e-5)
+    np.testing.assert_array_equal(dataset[1]["vision"][:, 0], 0)
     assert all(np.isfinite(audio).all() for audio in dataset["audio"])
 
 

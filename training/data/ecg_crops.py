@@ -4,29 +4,6 @@ import numpy as np
 import torch
 
 
-class EpochSampler(torch.utils.data.Sampler):
-    """
-    Every record once an epoch, in an order drawn from (seed, epoch), as pairs (record, epoch).
-
-    The epoch travels with the record, so that its augmentation depends on neither the process that makes it, nor
-    the worker, nor on what was drawn before: a resumed training sees what the uninterrupted one would have seen,
-    and two processes see what one would.
-    """
-
-    def __init__(self, num_records, seed):
-        self.num_records, self.seed, self.epoch = num_records, seed, 0
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-
-    def __len__(self):
-        return self.num_records
-
-    def __iter__(self):
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_records)
-        return ((int(record), self.epoch) for record in order)
-
-
 class TrainingCrops(torch.utils.data.Dataset):
     """
     One random crop of each record, augmented and then normalised, indexed by the pairs of [`EpochSampler`].

@@ -1,8 +1,8 @@
 """The one shape that every loader brings its samples into, and the cleaning that all of them share.
 
 A sample is a row of a `datasets.Dataset` with the columns of `sample_features`: id, dialogue_id, utterance_id,
-speaker, text, audio [time, audio_dim], vision [time, vision_dim], label, and how many values of audio and vision were
-replaced because they were no finite numbers.
+speaker, text, audio [time, audio_dim], vision [time, vision_dim], label, their numbers of steps, and how many values
+of each were replaced because they were no finite numbers.
 """
 
 import re
@@ -26,6 +26,8 @@ def sample_features(audio_dim, vision_dim, task):
             "audio": Array2D((None, audio_dim), "float32"),
             "vision": Array2D((None, vision_dim), "float32"),
             "label": Value("float32" if task == "regression" else "string"),
+            "audio_steps": Value("int64"),
+            "vision_steps": Value("int64"),
             "audio_replaced": Value("int64"),
             "vision_replaced": Value("int64"),
         }
@@ -33,10 +35,11 @@ def sample_features(audio_dim, vision_dim, task):
 
 
 def clean_features(values, name):
-    """Feature values as float32 [time, dim], every NaN and infinity replaced by zero.
+    """Feature values as float32 [time, dim], every NaN and infinity replaced.
 
-    Zero is what the field writes there (MMSA does so for the -inf that the logarithm of silence gives). A single
-    vector [dim] becomes one step; None becomes no step.
+    It becomes the mean of the finite values of its feature in this sequence, or zero where there is none. (A choice:
+    MMSA writes zero always, which lies far outside a feature like a log energy, whose silence is the usual culprit.)
+    A single vector [dim] becomes one step; None becomes no step.
 
     Returns:
         tuple: the array and the number of replaced values.
@@ -58,7 +61,11 @@ def clean_features(values, name):
         raise ValueError(f"{name} must be [time, dim] but has the shape {array.shape}")
     finite = np.isfinite(array)
     replaced = int(array.size - finite.sum())
-    return (np.where(finite, array, np.float32(0)) if replaced else array), replaced
+    if replaced:
+        known = np.where(finite, array, np.float32(0))
+        means = known.sum(axis=0, dtype=np.float64) / np.maximum(finite.sum(axis=0), 1)
+        array = np.where(finite, array, means.astype(np.float32))
+    return array, replaced
 
 
 def split_sample_id(sample_id):
@@ -92,7 +99,7 @@ def clean_sample(sample, task, source):
     }
     for modality in MODALITIES:
         values, replaced = clean_features(sample.get(modality), f"{name}: {modality}")
-        row |= {modality: values, f"{modality}_replaced": replaced}
+        row |= {modality: values, f"{modality}_steps": len(values), f"{modality}_replaced": replaced}
     return row
 
 
@@ -145,7 +152,7 @@ def samples_to_dataset(samples, task, source):
 
 
 def count_replaced(dataset):
-    """`{modality: {"values": n, "samples": m}}`: how many NaN and infinities became zero, and in how many samples."""
+    """`{modality: {"values": n, "samples": m}}`: how many NaN and infinities were there, and in how many samples."""
     counts = {}
     for modality in MODALITIES:
         replaced = np.asarray(dataset[f"{modality}_replaced"][:])

@@ -1,0 +1,74 @@
+"""From rows of a data set to what the processor collates: conversation, withheld modalities, augmentation, order."""
+
+from collections import defaultdict
+
+import numpy as np
+import torch
+
+from training.data.msa_samples import MODALITIES
+
+
+def earlier_utterances(dataset, num_utterances):
+    """What was said before each sample in its dialogue.
+
+    Args:
+        dataset (Dataset): with dialogue_id, utterance_id, speaker and text; in any order.
+        num_utterances (int): at most this many, the nearest.
+
+    Returns:
+        list[list[tuple[str, str]]]: for each row (speaker, text), oldest first; the speaker is "" where unknown.
+    """
+    columns = {name: list(dataset[name][:]) for name in ("dialogue_id", "utterance_id", "speaker", "text")}
+    dialogues = defaultdict(list)
+    for row, dialogue_id in enumerate(columns["dialogue_id"]):
+        dialogues[dialogue_id].append(row)
+    earlier = [[] for _ in range(len(dataset))]
+    for rows in dialogues.values():
+        rows.sort(key=lambda row: columns["utterance_id"][row])
+        for place, row in enumerate(rows):
+            before = rows[max(0, place - num_utterances) : place]
+            earlier[row] = [(str(columns["speaker"][other]), str(columns["text"][other])) for other in before]
+    return earlier
+
+
+class MsaSamples(torch.utils.data.Dataset):
+    """
+    Samples as `MseProcessor.collate` takes them: text, audio, vision, label, and in a conversation speaker and context.
+
+    Indexed by a row, or by the pairs (row, epoch) of [`EpochSampler`], which are augmented. The id never goes in: some
+    data sets spell the label out in it.
+
+    Args:
+        dataset (Dataset): as the loaders give it, in numpy format.
+        num_context_utterances (int): 0 leaves out the conversation and the speaker.
+        withhold (Sequence[str]): of text, audio and vision, what no sample shows.
+        augmentation (FeatureAugmentation, optional): for pairs.
+        seed (int): of the augmentation, together with epoch and row.
+    """
+
+    def __init__(self, dataset, num_context_utterances=0, withhold=(), augmentation=None, seed=0):
+        unknown = set(withhold) - {"text", *MODALITIES}
+        if unknown:
+            raise ValueError(f"withhold takes text, audio and vision, not {', '.join(sorted(unknown))}")
+        self.dataset, self.withhold = dataset, withhold
+        self.augmentation, self.seed = augmentation, seed
+        self.context = earlier_utterances(dataset, num_context_utterances) if num_context_utterances else None
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        row_index, epoch = index if isinstance(index, tuple) else (index, None)
+        row = self.dataset[row_index]
+        label = row["label"]
+        sample = {"text": str(row["text"]), "label": str(label) if isinstance(label, str) else float(label)}
+        for modality in MODALITIES:
+            sample[modality] = row[modality] if len(row[modality]) else None
+        if epoch is not None and self.augmentation is not None:
+            generator = np.random.default_rng((self.seed, epoch, row_index))
+            for modality in MODALITIES:
+                if sample[modality] is not None:
+                    sample[modality] = self.augmentation(sample[modality], modality, generator)
+        if self.context is not None:
+            sample |= {"context": self.context[row_index], "speaker": str(row["speaker"])}
+        return sample | {name: "" if name == "text" else None for name in self.withhold}
