@@ -6,7 +6,6 @@ which are imported when a file needs them. What stays here is what they leave op
 each is, what unit it came in, and saying in one line what is wrong.
 """
 
-import contextlib
 import re
 import shutil
 import tempfile
@@ -357,23 +356,18 @@ def _open_path(path, leads):
 
 def _open_wfdb(path):
     import wfdb
-    from wfdb.io.header import HeaderSyntaxError
 
-    name, temporary, record = path.stem, None, str(path.with_suffix(""))
+    name, record = path.stem, str(path.with_suffix(""))
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    try:
-        try:
-            header = wfdb.rdheader(record, rd_segments=True)
-        except HeaderSyntaxError:
-            temporary = tempfile.TemporaryDirectory(prefix="ecg_header_")
-            record = _plain_header(path, Path(temporary.name))
-            header = wfdb.rdheader(record)
-    except FileNotFoundError as error:
-        missing = Path(error.filename or str(error)).name
-        raise FileNotFoundError(f"{name}: {missing}, a segment of this record, is missing") from error
-    except (ValueError, IndexError, TypeError, AttributeError) as error:
-        raise ValueError(f"{name}: the header cannot be read ({_one_line(error)})") from error
+    header, temporary = _read_header(record, name), None
+    if header is None or (header.sig_len is None and header.n_sig):
+        length = None if header is None else _length_of(record, header)
+        temporary = tempfile.TemporaryDirectory(prefix="ecg_header_")
+        record = _plain_header(path, Path(temporary.name), length)
+        header = _read_header(record, name)
+    if header is None:
+        raise ValueError(f"{name}: the header does not follow WFDB's format")
 
     segments = [part for part in getattr(header, "segments", None) or [header] if part is not None]
     description = segments[0]  # of a variable layout, the segment that describes all channels
@@ -383,8 +377,6 @@ def _open_wfdb(path):
         for file_name in dict.fromkeys(part.file_name or ()):
             if file_name != "~" and not (Path(record).parent / file_name).is_file():
                 raise FileNotFoundError(f"{name}: the signal file {file_name}, named by its header, is missing")
-    if header.sig_len is None:  # the header may leave the length to the size of the signal file
-        header.sig_len = len(wfdb.rdrecord(record, channels=[0], physical=False).d_signal)
     per_frame = [int(count or 1) for count in description.samps_per_frame]
 
     def read(indices, start, stop, keep=temporary):  # a header's plain copy lives as long as its reader
@@ -410,25 +402,52 @@ def _open_wfdb(path):
     )
 
 
-def _plain_header(path, folder):
-    """Headers in real use say more, or other, than wfdb admits (".mat" in the record's name, words for a date). Write
-    what counts into `folder`, beside links to the signal files under plain names; return the record's path there."""
+def _read_header(record, name):
+    """wfdb's reading of a header, its segments' included; None for one that wfdb finds malformed."""
+    import wfdb
+    from wfdb.io.header import HeaderSyntaxError
+
+    try:
+        return wfdb.rdheader(record, rd_segments=True)
+    except HeaderSyntaxError:
+        return None
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{name}: its segment {Path(error.filename).name} is missing") from error
+    except (ValueError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(f"{name}: the header cannot be read ({_one_line(error)})") from error
+
+
+def _length_of(record, header):
+    """Samples in a record whose header leaves that to the size of the signal file, None if that is missing."""
+    import wfdb
+
+    if not (Path(record).parent / header.file_name[0]).is_file():
+        return None
+    return len(wfdb.rdrecord(record, channels=[0], physical=False).d_signal)
+
+
+def _plain_header(path, folder, length):
+    """Headers in real use say more, less or other than wfdb admits (".mat" in the record's name, words for a date, no
+    length). Write what counts into `folder`, beside links to the signal files under plain names; return the record's
+    path there. The user's files stay as they are."""
     lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip() and line[0] != "#"]
-    record_fields = lines[0].split()[1:4]
-    plain, links = [" ".join(["record", *record_fields])], {}
-    for line in lines[1 : int(record_fields[0]) + 1]:
-        file_name, rest = line.split(maxsplit=1)
+    fields = lines[0].split()[1:4] if lines else []
+    if len(fields) < 2 or not fields[0].isdigit():
+        raise ValueError(f"{path.stem}: the header's first line is not a name, a number of signals and a rate")
+    fields = [*fields[:2], str(length)] if length is not None else fields
+    plain, links = [" ".join(["record", *fields])], {}
+    for line in lines[1 : int(fields[0]) + 1]:
+        file_name, _, rest = line.partition(" ")
         link = links.setdefault(file_name, f"signal{len(links)}{Path(file_name).suffix}")
         plain.append(f"{link} {rest}")
     for file_name, link in links.items():
         target = (path.parent / file_name).resolve()
         if not target.is_file():
-            raise FileNotFoundError(2, "missing", str(target))
-        with contextlib.suppress(FileExistsError):
-            try:
-                (folder / link).symlink_to(target)
-            except OSError:  # a system without links
-                shutil.copyfile(target, folder / link)
+            raise FileNotFoundError(f"{path.stem}: the signal file {file_name}, named by its header, is missing")
+        try:
+            (folder / link).symlink_to(target)
+        except OSError:  # a system without links
+            shutil.copyfile(target, folder / link)
     (folder / "record.hea").write_text("\n".join(plain) + "\n")
     return str(folder / "record")
 
