@@ -11,7 +11,6 @@ from transformers.utils import logging
 
 from .attribution import Attribution, integrated_gradients, looked_at
 from .plotting import plot_recording
-from .recording import open_recording
 
 TASK = "ecg-classification"
 # how the windows' scores become the recording's: a finding is present if it is found anywhere, while one of many
@@ -139,10 +138,11 @@ class EcgClassificationPipeline(Pipeline):
 
     def preprocess(self, recording, progress=False, **reading):
         """Opens a recording: its windows, not yet read, and whether a bar shall follow them."""
-        opened = open_recording(recording, **{"unnamed_leads": self.feature_extractor.leads, **reading})
-        # in a long recording a stretch without signal costs its windows, not the whole
-        on_gap = "skip" if opened.duration > self.feature_extractor.window_seconds else "raise"
-        return self.feature_extractor.windows(opened, on_gap=on_gap), progress
+        windows = self.feature_extractor.windows(recording, on_gap="skip", **reading)
+        if len(windows) == 1:
+            # in a long recording a stretch without signal costs its windows, in a short one it is an error
+            windows = self.feature_extractor.windows(windows.recording, on_gap="raise")
+        return windows, progress
 
     def _forward(self, batch):
         """Scores [windows, num_labels] in float32: probabilities, or numbers for a regression."""

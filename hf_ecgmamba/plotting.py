@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .recording import RecordingFile, open_recording
+from .recording import open_recording
 
 MILLIMETRES_PER_SECOND = 25.0
 MILLIMETRES_PER_MILLIVOLT = 10.0
@@ -74,7 +74,8 @@ def plot_recording(
         ValueError: if start lies outside the recording. ImportError: without matplotlib.
     """
     matplotlib = import_matplotlib()
-    source = recording if isinstance(recording, RecordingFile) else open_recording(recording)
+    # as remote code this file may meet a RecordingFile of another copy of its module
+    source = recording if hasattr(recording, "num_samples") else open_recording(recording)
     if start is None:
         start = 0.0 if attribution is None else attribution.start
         start = max(0.0, min(start, source.duration - PAGE_SECONDS))

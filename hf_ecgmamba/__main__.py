@@ -1,0 +1,112 @@
+"""`python -m hf_ecgmamba FILE --model DIR_OR_ID`: what is in this ECG?"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from .plotting import clock
+
+PICTURES = (".png", ".pdf", ".svg")
+
+
+def main(arguments=None):
+    """Runs the command; returns its exit code: 0, or 2 with one line on stderr."""
+    options = parser().parse_args(arguments)
+    try:
+        result = classify(options)
+    except (ValueError, OSError) as error:
+        print(f"hf_ecgmamba: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(json.dumps({"file": options.file, **result}, ensure_ascii=False, indent=2))
+    else:
+        print(as_text(result, options))
+    return 0
+
+
+def parser():
+    parser = argparse.ArgumentParser(
+        prog="python -m hf_ecgmamba",
+        description="Classify an ECG recording. Research software, not a medical device.",
+    )
+    parser.add_argument("file", metavar="FILE", help="WFDB (.hea), .csv, .txt, .npy, .npz, .mat, .h5, .edf ...")
+    parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="a folder, or a repository of the Hub")
+    parser.add_argument("--revision", help="branch, tag or commit of that repository")
+    parser.add_argument("--plot", metavar="PNG", help="draw the ECG with its findings (.png, .pdf or .svg)")
+    parser.add_argument("--label", help="shade in the plot what the model looked at for this label")
+    parser.add_argument("--json", action="store_true", help="print the result for a machine")
+    parser.add_argument("--top-k", type=int, metavar="K", help="print the K highest scores only")
+    parser.add_argument("--sampling-rate", type=float, metavar="HZ", help="of a file that does not state it")
+    parser.add_argument("--leads", type=lambda text: text.split(","), help="of a file that does not, as I,II,V1")
+    parser.add_argument("--units", help="of a file that does not: mV, uV, V or nV")
+    parser.add_argument("--batch-size", type=int, default=16, help="windows at once (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: %(default)s)")
+    return parser
+
+
+def classify(options):
+    """Reads, scores and, where asked, draws; progress of long work goes to stderr if that is a terminal."""
+    from transformers.utils import logging
+
+    from .configuration_ecgmamba import EcgMambaConfig
+    from .feature_extraction_ecgmamba import EcgMambaFeatureExtractor
+    from .modeling_ecgmamba import EcgMambaForSequenceClassification
+    from .pipeline_ecg_classification import EcgClassificationPipeline
+
+    check_plot(options)
+    revision = options.revision or "main"
+    model_type = EcgMambaConfig.get_config_dict(options.model, revision=revision)[0].get("model_type")
+    if model_type != EcgMambaConfig.model_type:
+        raise ValueError(f"--model {options.model} holds a model of type {model_type!r}; expected an ECGMamba")
+    logging.disable_progress_bar()  # of the weights, which load in no time
+    model = EcgMambaForSequenceClassification.from_pretrained(options.model, revision=revision)
+    extractor = EcgMambaFeatureExtractor.from_pretrained(options.model, revision=revision)
+    logging.enable_progress_bar()
+    ecg = EcgClassificationPipeline(
+        model=model, feature_extractor=extractor, device=options.device, batch_size=options.batch_size
+    )
+    arguments = {name: getattr(options, name) for name in ("top_k", "sampling_rate", "leads", "units")}
+    arguments["progress"] = sys.stderr.isatty()
+    if options.plot is None:
+        return ecg(options.file, **arguments)
+    result, _ = ecg.plot(options.file, options.plot, options.label, **arguments)
+    return result
+
+
+def check_plot(options):
+    """What would otherwise fail after the work is done."""
+    if options.label is not None and options.plot is None:
+        raise ValueError("--label chooses what --plot shades; expected --plot too")
+    if options.plot is not None:
+        path = Path(options.plot)
+        if path.suffix not in PICTURES:
+            raise ValueError(f"--plot {path}: expected a name ending in {', '.join(PICTURES)}")
+        if not path.resolve().parent.is_dir():
+            raise FileNotFoundError(f"--plot {path}: its folder does not exist")
+
+
+def as_text(result, options):
+    """The result for a person: findings as a table, then timeline, notes, and where the picture is."""
+    width = max(len(finding["label"]) for finding in result["findings"])
+    lines = [Path(options.file).name, ""]
+    is_number = result["findings"][0]["present"] is None
+    for finding in result["findings"]:
+        score = f"{finding['score']:.4g}" if is_number else f"{finding['score']:6.1%}  {bar(finding['score'])}"
+        lines.append(f"  {finding['label']:<{width}}  {score}{'  found' if finding['present'] else ''}")
+    if result["timeline"]:
+        lines += ["", f"  {'from':<8}  {'to':<8}"]
+    for entry in result["timeline"]:
+        score = f"{entry['score']:.4g}" if is_number else f"{entry['score']:6.1%}"
+        lines.append(f"  {clock(entry['start']):<8}  {clock(entry['end']):<8}  {entry['label']:<{width}}  {score}")
+    lines += ["", *(f"  note: {note}" for note in result["notes"])] if result["notes"] else []
+    lines += ["", f"  picture: {options.plot}"] if options.plot else []
+    return "\n".join(lines)
+
+
+def bar(score):
+    return f"{'█' * round(20 * score):<20}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
