@@ -427,13 +427,13 @@ def _number_grid(label_range, label_step):
     steps = round((high - low) / label_step)
     if abs(steps * label_step - (high - low)) > 1e-3 * label_step:
         raise ValueError(f"label_range {label_range} must be a whole number of steps, but label_step is {label_step}")
-    # whole steps from the zero of the grid, so that thirds come out as 0.0 and not as 1e-17
     numbers = [low + (high - low) * index / steps for index in range(steps + 1)]
     for decimals in range(10):
         rounded = [round(number, decimals) + 0.0 for number in numbers]
         if all(abs(a - b) <= label_step / 40 for a, b in zip(numbers, rounded, strict=True)):
             break
-    return [0.0 if abs(number) < 1e-9 else number for number in numbers], decimals
+    # 0.3 is 0.3 and not 0.2999999999999998; a third stays a third
+    return [b if abs(a - b) < 1e-9 else a for a, b in zip(numbers, rounded, strict=True)], decimals
 
 
 def _labels_in_order(id2label):

@@ -5,30 +5,23 @@ import re
 
 import numpy as np
 import torch
-from transformers import BatchFeature, ProcessorMixin
+from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 from .answers import AnswerFormat
+from .configuration_mse_adapter import MseConfig
 
 logger = logging.getLogger(__name__)
 
 MODALITIES = ("audio", "vision")
 
-# the paper's form: <tag> pseudo tokens, text </tag> task; the wording is ours
+# the paper's form: <tag> pseudo tokens, text </tag> task; the wording is ours, short because every sample pays for it
 PROMPT_TEMPLATES = {
     ("en", "regression"): (
-        "{context}<Multimodal>{pseudo_tokens}{speaker}{text}</Multimodal>"
-        "How does the speaker feel, from {low} (very negative) to {high} (very positive)? Sentiment intensity:"
+        "{context}<Multimodal>{pseudo_tokens}{speaker}{text}</Multimodal>Sentiment intensity from {low} to {high}:"
     ),
-    ("en", "classification"): (
-        "{context}<Multimodal>{pseudo_tokens}{speaker}{text}</Multimodal>"
-        "Which emotion does the speaker show, out of {labels}? Emotion:"
-    ),
-    ("zh", "regression"): (
-        "{context}<多模态>{pseudo_tokens}{speaker}{text}</多模态>说话人的情感如何，从{low}（非常消极）到{high}（非常积极）？情感强度："
-    ),
-    ("zh", "classification"): (
-        "{context}<多模态>{pseudo_tokens}{speaker}{text}</多模态>说话人表现出哪种情绪？可选：{labels}。情绪："
-    ),
+    ("en", "classification"): "{context}<Multimodal>{pseudo_tokens}{speaker}{text}</Multimodal>Emotion ({labels}):",
+    ("zh", "regression"): "{context}<多模态>{pseudo_tokens}{speaker}{text}</多模态>情感强度（{low}到{high}）：",
+    ("zh", "classification"): "{context}<多模态>{pseudo_tokens}{speaker}{text}</多模态>情绪（{labels}）：",
 }
 CONTEXT_HEADINGS = {"en": "Conversation so far:\n", "zh": "此前的对话：\n"}
 SPEAKER_MARKS = {"en": ": ", "zh": "："}
@@ -117,7 +110,11 @@ class MseProcessor(ProcessorMixin):
         """The processor of an `MseAdapterConfig` or `MseConfig`; `kwargs` are the arguments that a config lacks."""
         names = ("audio_dim", "vision_dim", "task", "label_range", "label_step", "id2label", "language")
         names += ("prompt_template", "num_pseudo_tokens")
-        return cls(tokenizer, **{name: getattr(config, name) for name in names}, **kwargs)
+        fields = {name: getattr(config, name) for name in names}
+        if config.task == "regression":
+            # a PreTrainedConfig names even the one output of a regression
+            fields["id2label"] = None
+        return cls(tokenizer, **(fields | kwargs))
 
     @property
     def model_input_names(self):
@@ -258,14 +255,15 @@ class MseProcessor(ProcessorMixin):
         return [(token, place) for tokens, place in parts for token in tokens]
 
     def _conversation(self, context, index):
-        turns = list(context or [])
+        turns = [context] if isinstance(context, str) else list(context or [])
         if self.num_context_utterances is not None:
             turns = turns[max(0, len(turns) - self.num_context_utterances) :]
         lines = []
         for turn in turns:
+            if isinstance(turn, list | tuple) and len(turn) == 2:
+                turn = {"speaker": turn[0], "text": turn[1]}
             turn = {"text": turn} if isinstance(turn, str) else turn
-            turn = turn if isinstance(turn, dict) else dict(zip(("speaker", "text"), turn, strict=True))
-            if not isinstance(turn.get("text"), str):
+            if not isinstance(turn, dict) or not isinstance(turn.get("text"), str):
                 raise ValueError(f"context must hold texts or (speaker, text), but sample {index} has {turn!r}")
             mark = f"{turn['speaker']}{SPEAKER_MARKS[self.language]}" if turn.get("speaker") else ""
             lines.append(f"{mark}{turn['text']}\n")
@@ -402,3 +400,4 @@ def _add_moments(moments, frames):
 
 
 MseProcessor.register_for_auto_class()
+AutoProcessor.register(MseConfig, MseProcessor, exist_ok=True)
