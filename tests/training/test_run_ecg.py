@@ -1,0 +1,165 @@
+"""Training from a recipe: what it leaves behind, and that neither a kill nor a second process changes its result."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig
+
+from hf_ecgmamba import EcgMambaFeatureExtractor, EcgMambaForSequenceClassification
+from training.checkpoints import last_checkpoint
+from training.run_ecg import main
+
+SCRIPT = Path(__file__).resolve().parents[2] / "training" / "run_ecg.py"
+RECIPE = """
+dataset: simulated
+num_records: 60
+sampling_rate: 50
+window_seconds: 2.5
+hidden_size: 16
+num_hidden_layers: 1
+encoder_strides: [4, 4]
+encoder_kernel_sizes: [9, 5]
+time_shift_seconds: 0.3
+lead_dropout: 0.1
+amplitude_scaling: 0.2
+noise: 0.02
+num_train_epochs: 3
+per_device_train_batch_size: 8
+learning_rate: 3e-3
+eval_strategy: steps
+save_strategy: steps
+eval_steps: 4
+save_steps: 4
+save_total_limit: 10
+logging_steps: 1
+disable_tqdm: true
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run_ecg")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder
+
+
+def arguments(place, name, *flags):
+    return [str(place / "recipe.yaml"), "--cache_dir", str(place / "cache"), "--output_dir", str(place / name), *flags]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(place):
+    """The run that the others are compared with: 18 steps."""
+    report = main(arguments(place, "uninterrupted"))
+    return place / "uninterrupted", report
+
+
+def start(command):
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True)  # fmt: skip
+
+
+def losses(folder):
+    """Training loss by step."""
+    states = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda path: int(path.parent.name[11:]))
+    history = json.loads(states[-1].read_text())["log_history"]
+    return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
+
+
+def test_a_run_leaves_a_model_and_a_report(uninterrupted):
+    folder, report = uninterrupted
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    assert len(config.thresholds) == config.num_labels == 6
+    assert list(config.id2label.values()) == ["AFIB", "CLBBB", "NORM", "SBRAD", "STACH", "STE_"]
+    model = EcgMambaForSequenceClassification.from_pretrained(folder)
+    reader = EcgMambaFeatureExtractor.from_pretrained(folder)
+    assert reader.sampling_rate == model.config.sampling_rate == 50
+    assert (folder / "training_curve.png").stat().st_size > 10_000
+    written = json.loads((folder / "metrics.json").read_text())
+    assert written == json.loads(json.dumps(report))
+    assert set(written) == {"validation", "test"} and written["validation"]["records"] == 6
+    assert written["validation"]["thresholds"]["AFIB"] == config.thresholds[0]
+
+
+def test_the_best_checkpoint_is_kept(uninterrupted):
+    folder, report = uninterrupted
+    state = json.loads((folder / "checkpoint-18" / "trainer_state.json").read_text())
+    measured = {e["step"]: e["eval_macro_auc"] for e in state["log_history"] if "eval_macro_auc" in e}
+    assert report["validation"]["macro_auc"] == pytest.approx(max(measured.values()))
+    best = folder / f"checkpoint-{state['best_global_step']}" / "model.safetensors"
+    assert equal_weights(folder / "model.safetensors", best)
+
+
+def equal_weights(one, other):
+    one, other = load_file(one), load_file(other)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_killed_and_resumed_equals_uninterrupted(place, uninterrupted):
+    """kill -9 in the second epoch, in mid-epoch; dropout, order and augmentation must go on where they were."""
+    process = start([sys.executable, str(SCRIPT), *arguments(place, "killed")])
+    state = place / "killed" / "checkpoint-8" / "trainer_state.json"
+    while not state.exists() and process.poll() is None:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    output, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL, output
+    assert not (place / "killed" / "model.safetensors").exists()
+
+    main(arguments(place, "killed", "--resume_from_checkpoint"))
+    folder, _ = uninterrupted
+    for weights in ("checkpoint-18/model.safetensors", "model.safetensors"):
+        assert equal_weights(place / "killed" / weights, folder / weights)
+    assert losses(place / "killed") == losses(folder)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_with_twice_the_batch(place):
+    """Without dropout, whose masks are drawn by each process."""
+    flags = ("--hidden_dropout", "0", "--num_train_epochs", "2")
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--cpu"]
+    flags_of_two = (*flags, "--per_device_train_batch_size", "4")
+    process = start([*launch, str(SCRIPT), *arguments(place, "two", *flags_of_two)])
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    report = main(arguments(place, "one", *flags))
+    one, two = losses(place / "one"), losses(place / "two")
+    assert len(one) == 12 and one.keys() == two.keys()
+    assert max(abs(one[step] - two[step]) for step in one) < 1e-4
+    metrics = json.loads((place / "two" / "metrics.json").read_text())
+    assert metrics["validation"]["macro_auc"] == pytest.approx(report["validation"]["macro_auc"], abs=1e-4)
+
+
+def test_last_checkpoint_passes_over_a_half_written_one(tmp_path):
+    assert last_checkpoint(tmp_path, world_size=1) is None
+    for step, state in ((4, "{}"), (12, "{}"), (20, '{"epoch": 1.'), (24, None), (28, "{}")):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+        if step != 28:
+            (folder / "rng_state.pth").touch()
+    assert last_checkpoint(tmp_path, world_size=1) == str(tmp_path / "checkpoint-12")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset", "mimic"], "dataset is 'mimic'"),
+        (["--dataset", "ptbxl"], "data_dir is missing"),
+        (["--crop_pooling", "sum"], "crop_pooling is 'sum'"),
+        (["--hidden_size", "0"], "hidden_size is 0"),
+    ],
+)
+def test_bad_arguments_are_named(place, flags, message):
+    with pytest.raises(ValueError, match=message):
+        main(arguments(place, "bad", *flags))
