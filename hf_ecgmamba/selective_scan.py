@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import logging
 
+from .selective_scan_numba import selective_scan_numba, why_not_numba
+
 logger = logging.get_logger(__name__)
 
 
@@ -220,10 +222,11 @@ def _always(x, A):
 _BACKENDS = {
     "reference": (selective_scan_reference, _always),
     "chunked": (selective_scan_chunked, _always),
+    "numba": (selective_scan_numba, why_not_numba),
 }
 # by device, the fastest first
 _PREFERRED = {
-    "cpu": ("chunked",),
+    "cpu": ("numba", "chunked"),
     "cuda": ("chunked",),
     "other": ("chunked",),
 }
