@@ -34,9 +34,10 @@ class EcgClassificationPipeline(Pipeline):
     single_label_classification, the label is the likeliest; regression, None, and the score is the number itself.
 
     A long recording is read in the overlapping windows of the feature extractor. Its score for a label is the highest
-    of its windows' (several labels) or their mean (one of many; numbers). In the timeline each window speaks for the
-    time around its centre, up to half way to its neighbours' centres; a label's neighbouring stretches are joined
-    under their highest score.
+    of its windows' (several labels) or their mean (one of many; numbers), unless `config.window_pooling` says how the
+    thresholds were tuned on records of several windows. In the timeline each window speaks for the time around its
+    centre, up to half way to its neighbours' centres; a label's neighbouring stretches are joined under their highest
+    score.
 
     Args, at construction or call:
         batch_size (`int`, defaults to 16): windows that pass through the model at once, of one recording or several.
@@ -154,7 +155,8 @@ class EcgClassificationPipeline(Pipeline):
     def postprocess(self, recording, thresholds=None, top_k=None, window_pooling=None):
         """A scored recording -> its findings, timeline and notes."""
         scores = recording.scores
-        pooled = getattr(scores, window_pooling or POOLING[self.problem_type])(axis=0)
+        window_pooling = window_pooling or getattr(self.model.config, "window_pooling", POOLING[self.problem_type])
+        pooled = getattr(scores, window_pooling)(axis=0)
         order = [int(index) for index in np.argsort(-pooled, kind="stable")[:top_k]]
         present = self._present(pooled[None], thresholds)[0]
         labels = self.model.config.id2label

@@ -23,11 +23,12 @@ class EndpointHandler:
         recording = data.get("inputs")
         parameters = data.get("parameters") or {}
         try:
-            if not recording or isinstance(recording, str):
-                # a path would name a file of the server
-                raise ValueError(f"inputs is {recording!r}; expected a recording as a dict or a nested list")
-            if isinstance(recording, list) and not isinstance(recording[0], dict):
+            if isinstance(recording, list) and recording and not any(isinstance(item, dict) for item in recording):
                 recording = {"array": recording}
+            recordings = recording if isinstance(recording, list) else [recording]
+            # a string would name a file of the server
+            if not recordings or not all(isinstance(item, dict) for item in recordings):
+                raise ValueError("inputs holds no recording; expected a dict, a list of dicts, or a nested list")
             return self.pipeline(recording, **parameters)
         except (ValueError, OSError) as error:
             return {"error": str(error)}

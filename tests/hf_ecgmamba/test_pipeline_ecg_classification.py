@@ -123,6 +123,7 @@ def test_long_recording_is_pooled_over_its_windows(ecg):
     assert scores_of(result) == pytest.approx(dict(zip(LABELS, windows.max(0).tolist(), strict=True)), abs=1e-5)
     mean = ecg(long, window_pooling="mean")
     assert scores_of(mean) == pytest.approx(dict(zip(LABELS, windows.mean(0).tolist(), strict=True)), abs=1e-5)
+    assert make_pipeline(window_pooling="mean")(long)["findings"] == mean["findings"]
 
 
 def test_timeline_covers_exactly_the_windows_with_the_finding(ecg):

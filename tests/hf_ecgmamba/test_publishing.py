@@ -13,7 +13,7 @@ from hf_ecgmamba.feature_extraction_ecgmamba import EcgMambaFeatureExtractor
 from hf_ecgmamba.modeling_ecgmamba import EcgMambaForMaskedModeling, EcgMambaForSequenceClassification
 from hf_ecgmamba.pipeline_ecg_classification import EcgClassificationPipeline
 from hf_ecgmamba.publishing import save_for_hub
-from tests.hf_ecgmamba.fresh_process import run_fresh
+from training.fresh_process import run_fresh
 
 LABELS = {0: "NORM", 1: "AFIB", 2: "MI"}
 

@@ -1,0 +1,104 @@
+"""The command: a table for a person, json for a machine, one line and exit code 2 for what cannot work."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from hf_ecgmamba.__main__ import main
+from hf_ecgmamba.configuration_ecgmamba import EcgMambaConfig
+from hf_ecgmamba.feature_extraction_ecgmamba import EcgMambaFeatureExtractor
+from hf_ecgmamba.modeling_ecgmamba import EcgMambaForSequenceClassification
+from hf_ecgmamba.pipeline_ecg_classification import EcgClassificationPipeline
+from hf_ecgmamba.publishing import save_for_hub
+
+LABELS = {0: "NORM", 1: "AFIB"}
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    torch.manual_seed(0)
+    config = EcgMambaConfig(
+        leads=("I", "II"), hidden_size=16, num_hidden_layers=1, d_state=4, id2label=LABELS, thresholds=[0.0, 1.0],
+        label2id={"NORM": 0, "AFIB": 1}, problem_type="multi_label_classification", window_seconds=4.0,
+    )  # fmt: skip
+    model = EcgMambaForSequenceClassification(config)
+    extractor = EcgMambaFeatureExtractor.from_model_config(config)
+    return save_for_hub(model, extractor, tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def file(tmp_path):
+    signal = np.random.default_rng(0).normal(size=(2, 400)).cumsum(axis=1).astype(np.float32) * 0.05
+    np.savez(tmp_path / "patient.npz", signal=signal, sampling_rate=100, leads=["I", "II"], units="mV")
+    return tmp_path / "patient.npz"
+
+
+def test_json_is_what_the_pipeline_says(model_folder, file, capsys):
+    assert main([str(file), "--model", str(model_folder), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    ecg = EcgClassificationPipeline(
+        model=EcgMambaForSequenceClassification.from_pretrained(model_folder),
+        feature_extractor=EcgMambaFeatureExtractor.from_pretrained(model_folder),
+        device="cpu",
+    )
+    assert printed == {"file": str(file), **ecg(str(file))}
+
+
+def test_table_for_a_person_and_picture(model_folder, file, tmp_path, capsys):
+    picture = tmp_path / "ecg.png"
+    assert main([str(file), "--model", str(model_folder), "--plot", str(picture), "--label", "AFIB"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "patient.npz"
+    (norm,) = [line for line in lines if "NORM" in line]
+    (afib,) = [line for line in lines if "AFIB" in line]
+    assert norm.endswith("found") and "%" in norm and "found" not in afib
+    assert f"  picture: {picture}" in lines
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_long_recording_has_its_timeline(model_folder, tmp_path, capsys):
+    np.save(tmp_path / "long.npy", np.random.default_rng(0).normal(size=(2, 7000)).astype(np.float32))
+    arguments = ["--sampling-rate", "100", "--leads", "II,I", "--units", "mV"]
+    assert main([str(tmp_path / "long.npy"), "--model", str(model_folder), *arguments]) == 0
+    assert "0:00      1:10      NORM" in capsys.readouterr().out
+    assert main([str(tmp_path / "long.npy"), "--model", str(model_folder), *arguments, "--top-k", "1"]) == 0
+    assert "NORM" not in capsys.readouterr().out  # AFIB has the higher score
+
+
+def test_one_line_and_exit_code_two(model_folder, file, tmp_path, capsys):
+    bare = tmp_path / "bare.npy"
+    np.save(bare, np.zeros((2, 400), np.float32))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "bert"}')
+    model = ["--model", str(model_folder)]
+    for arguments, message in (
+        ([str(tmp_path / "nowhere.hea"), *model], "no such file"),
+        ([str(bare), *model], "does not state its sampling rate"),
+        ([str(file), *model, "--plot", str(tmp_path / "no" / "ecg.png")], "its folder does not exist"),
+        ([str(file), *model, "--plot", str(tmp_path / "ecg.doc")], "expected a name ending in .png"),
+        ([str(file), *model, "--plot", str(tmp_path / "ecg.png"), "--label", "HYP"], "label is 'HYP'"),
+        ([str(file), *model, "--label", "AFIB"], "expected --plot too"),
+        ([str(file), *model, "--top-k", "0"], "top_k is 0"),
+        ([str(file), "--model", str(tmp_path / "other")], "holds a model of type 'bert'"),
+        ([str(file), "--model", str(tmp_path / "absent")], "absent"),
+    ):
+        assert main(arguments) == 2, arguments
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert len(captured.err.splitlines()) == 1 and captured.err.startswith("hf_ecgmamba: "), captured.err
+        assert message in captured.err
+    assert not (tmp_path / "ecg.png").exists()
+
+
+def test_as_a_process(model_folder, file):
+    command = [sys.executable, "-m", "hf_ecgmamba", str(file), "--model", str(model_folder), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert {finding["label"] for finding in json.loads(done.stdout)["findings"]} == {"NORM", "AFIB"}
+    assert done.stderr == ""
+    command[3] = "nowhere.hea"
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("hf_ecgmamba: nowhere.hea")

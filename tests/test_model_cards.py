@@ -1,0 +1,85 @@
+"""What goes beside a published model: the endpoint's handler and the Space work with the folder alone."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from hf_ecgmamba import EcgMambaConfig, EcgMambaFeatureExtractor, EcgMambaForSequenceClassification, save_for_hub
+from training.fresh_process import run_fresh
+
+CARDS = Path(__file__).resolve().parents[1] / "model_cards" / "ecgmamba"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    config = EcgMambaConfig(
+        leads=("I", "II"), hidden_size=16, num_hidden_layers=1, d_state=4, id2label={0: "NORM", 1: "AFIB"},
+        label2id={"NORM": 0, "AFIB": 1}, problem_type="multi_label_classification", window_seconds=4.0,
+    )  # fmt: skip
+    extractor = EcgMambaFeatureExtractor.from_model_config(config)
+    return save_for_hub(EcgMambaForSequenceClassification(config), extractor, tmp_path_factory.mktemp("model"))
+
+
+def test_handler_answers_requests_and_refuses_paths(folder, tmp_path):
+    """As an Inference Endpoint starts it: handler.py of the repository, path of the repository, json in and out."""
+    code = f"""
+import json, sys
+sys.path.insert(0, {str(folder)!r})
+from handler import EndpointHandler
+handler = EndpointHandler({str(folder)!r})
+signal = json.load(open("signal.json"))
+recording = {{"array": signal, "sampling_rate": 100, "leads": ["I", "II"], "units": "mV"}}
+answers = [
+    handler({{"inputs": recording}}),
+    handler({{"inputs": signal, "parameters": {{"sampling_rate": 100, "units": "mV", "top_k": 1}}}}),
+    handler({{"inputs": [recording, recording]}}),
+    handler({{"inputs": "/etc/passwd"}}),
+    handler({{"inputs": ["/etc/passwd"]}}),
+    handler({{"inputs": [recording, "/etc/passwd"]}}),
+    handler({{"inputs": {{"array": "/etc/passwd"}}}}),
+    handler({{"inputs": signal}}),
+    handler({{"parameters": {{}}}}),
+]
+print(json.dumps(answers))
+"""
+    signal = np.random.default_rng(0).normal(size=(2, 400)) * 0.2
+    (tmp_path / "signal.json").write_text(json.dumps(signal.tolist()))
+    one, top, two, *refused = json.loads(run_fresh(code, tmp_path).splitlines()[-1])
+    assert {finding["label"] for finding in one["findings"]} == {"NORM", "AFIB"}
+    assert top["findings"] == one["findings"][:1] and two == [one, one]
+    assert all(list(answer) == ["error"] for answer in refused)
+    assert all("expected" in answer["error"] or "sampling_rate" in answer["error"] for answer in refused), refused
+    assert "sampling_rate" in refused[4]["error"] and "inputs holds no recording" in refused[5]["error"]
+
+
+def test_space_reads_an_uploaded_recording(folder, tmp_path):
+    pytest.importorskip("gradio", reason="the Space needs gradio, which is no dependency of the package")
+    signal = np.random.default_rng(0).normal(size=(2, 1000)) * 0.2
+    np.savetxt(tmp_path / "patient.csv", signal.T, delimiter=",", header="I,II", comments="")
+    code = f"""
+import sys, os
+sys.path.insert(0, {str(CARDS / "space")!r})
+import app, gradio
+picture, scores, rows, notes = app.read(["patient.csv"], 100)
+assert os.path.getsize(picture) > 10_000 and set(scores) == {{"NORM", "AFIB"}}, scores
+try:
+    app.read(["patient.csv"], None)
+except gradio.Error as error:
+    assert "sampling" in str(error), error
+else:
+    raise SystemExit("a missing sampling rate went unnoticed")
+print("ok")
+"""
+    assert run_fresh(code, tmp_path, MODEL_ID=str(folder), GRADIO_ANALYTICS_ENABLED="False").split()[-1] == "ok"
+
+
+def test_front_matter_and_requirements():
+    front = yaml.safe_load((CARDS / "space" / "README.md").read_text().split("---")[1])
+    assert front["sdk"] == "gradio" and (CARDS / "space" / front["app_file"]).is_file()
+    assert len(front["short_description"]) <= 60  # the Hub's limit
+    assert (CARDS / "space" / "requirements.txt").read_text() == (CARDS / "requirements.txt").read_text()
