@@ -32,43 +32,45 @@ class EpochSampler(torch.utils.data.Sampler):
 
     The epoch travels with the record, so that its augmentation depends on neither the process that makes it, nor
     the worker, nor on what was drawn before: a resumed training sees what the uninterrupted one would have seen,
-    and two processes see what one would.
+    and two processes see what one would. What fills no whole step is left out of this epoch: a smaller last batch
+    would count its records more than the others, and is cut differently by another number of processes. (The
+    trainer's `dataloader_drop_last` would drop from the evaluation too.)
 
-    With lengths, records of like length stand together: the shuffled records are cut into stretches of fifty batches,
-    each stretch is sorted by length, and the batches are shuffled.
+    With lengths, records of like length stand together: the shuffled records are cut into stretches of fifty steps,
+    each stretch is sorted by length, and the steps are shuffled.
 
     Args:
         num_records (`int`), seed (`int`).
-        batch_size (`int`): records of one step over all processes; only lengths need it.
+        step_size (`int`): records of one optimiser step, over all processes.
         lengths (`Sequence[int]`, *optional*): of the records.
+
+    Raises:
+        ValueError: there are fewer records than one step needs.
     """
 
-    def __init__(self, num_records, seed, batch_size=1, lengths=None):
-        self.num_records, self.seed, self.batch_size, self.epoch = num_records, seed, batch_size, 0
+    def __init__(self, num_records, seed, step_size=1, lengths=None):
+        if num_records < step_size:
+            raise ValueError(f"{num_records} training records do not fill one step of {step_size}")
+        self.num_records, self.seed, self.step_size, self.epoch = num_records, seed, step_size, 0
         self.lengths = None if lengths is None else np.asarray(lengths)
 
     def set_epoch(self, epoch):
         self.epoch = epoch
 
     def __len__(self):
-        return self.num_records
+        return self.num_records // self.step_size * self.step_size
 
     def __iter__(self):
         generator = np.random.default_rng((self.seed, self.epoch))
-        order = generator.permutation(self.num_records)
+        order = generator.permutation(self.num_records)[: len(self)]
         if self.lengths is not None:
             order = self._grouped(order, generator)
         return ((int(record), self.epoch) for record in order)
 
     def _grouped(self, order, generator):
-        batches = []
-        for start in range(0, self.num_records, 50 * self.batch_size):
-            stretch = order[start : start + 50 * self.batch_size]
-            stretch = stretch[np.argsort(-self.lengths[stretch], kind="stable")]
-            batches += [stretch[at : at + self.batch_size] for at in range(0, len(stretch), self.batch_size)]
-        # the only batch that may be short stays last, where the loader drops it
-        batches = [batches[index] for index in generator.permutation(len(batches) - 1)] + batches[-1:]
-        return np.concatenate(batches)
+        stretches = np.split(order, range(50 * self.step_size, len(order), 50 * self.step_size))
+        order = np.concatenate([part[np.argsort(-self.lengths[part], kind="stable")] for part in stretches])
+        return generator.permutation(order.reshape(-1, self.step_size)).ravel()
 
 
 class SetEpoch(TrainerCallback):

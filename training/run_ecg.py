@@ -122,8 +122,6 @@ class EcgTrainingArguments(TrainingArguments):
         metadata={"nargs": "?", "const": "last", "help": "A checkpoint, or no value: the last one in output_dir."},
     )
     restore_callback_states_from_checkpoint: bool = True
-    # a last batch that is smaller would count its records more than the others and differ between process counts
-    dataloader_drop_last: bool = True
     remove_unused_columns: bool | None = False
     dataloader_pin_memory: bool = torch.cuda.is_available()
     lr_scheduler_type: str = "cosine"
@@ -203,7 +201,9 @@ class EcgTrainer(Trainer):
     """Trainer whose training records carry their epoch; see [`EpochSampler`] why."""
 
     def _get_train_sampler(self, train_dataset=None):
-        sampler = EpochSampler(len(train_dataset or self.train_dataset), self.args.data_seed or self.args.seed)
+        step_size = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        num_records = len(train_dataset or self.train_dataset)
+        sampler = EpochSampler(num_records, self.args.data_seed or self.args.seed, step_size)
         self.add_callback(SetEpoch(sampler))
         return sampler
 
