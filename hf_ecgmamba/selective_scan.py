@@ -15,7 +15,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import logging
 
+from .selective_scan_mamba_ssm import selective_scan_mamba_ssm, why_not_mamba_ssm
 from .selective_scan_numba import selective_scan_numba, why_not_numba
+from .selective_scan_triton import selective_scan_triton, why_not_triton
 
 logger = logging.get_logger(__name__)
 
@@ -223,10 +225,12 @@ _BACKENDS = {
     "reference": (selective_scan_reference, _always),
     "chunked": (selective_scan_chunked, _always),
     "numba": (selective_scan_numba, why_not_numba),
+    "triton": (selective_scan_triton, why_not_triton),
+    "mamba_ssm": (selective_scan_mamba_ssm, why_not_mamba_ssm),
 }
 # by device, the fastest first
 _PREFERRED = {
     "cpu": ("numba", "chunked"),
-    "cuda": ("chunked",),
+    "cuda": ("triton", "mamba_ssm", "chunked"),
     "other": ("chunked",),
 }

@@ -18,12 +18,16 @@ import itertools
 import math
 import operator
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import numpy as np
 import torch
 from torch.nn import functional as F
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 # channels in one vector: two registers of AVX-512, four of AVX2, eight of NEON
 LANES = 32
@@ -133,17 +137,31 @@ def _pool(process, num_threads):
     return ThreadPoolExecutor(num_threads, thread_name_prefix="selective_scan")
 
 
-@cache
 def _compile():
     """The kernels as machine code, from the disk where an earlier process left it there."""
+    with _compiling:
+        return _compile_once()
+
+
+_compiling = threading.Lock()
+
+
+@cache
+def _compile_once():
     import numba
 
     global _softplus
 
     _define_vectors()
-    options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
+    options = {"nogil": True, "error_model": "numpy"}
     _softplus = numba.njit(**options)(_softplus)
-    return numba.njit(cache=True, **options)(_forward), numba.njit(cache=True, **options)(_backward)
+    kernels = [numba.njit(**options)(kernel) for kernel in (_forward, _backward)]
+    try:
+        for kernel in kernels:
+            kernel.enable_caching()
+    except RuntimeError as error:
+        logger.warning_once(f"selective_scan: every process compiles its kernels anew, for {error}")
+    return kernels
 
 
 def _define_vectors():
@@ -331,7 +349,7 @@ def _forward(direction, sample, group, dt_softplus, x, dt, A, D, dt_bias, B, C, 
                 continue
             signal, step = _read(x, here), _read(dt, here) + bias
             if dt_softplus:
-                step, slope = _softplus(step, zero, one, log2_e)
+                step, _ = _softplus(step, zero, one, log2_e)
             drive, output = step * signal, skip * signal
             for s in range(d_state):
                 h = _read(states, s * LANES)
