@@ -257,6 +257,8 @@ def final_evaluation(trainer, feature_extractor, splits, crop_pooling):
         probabilities = crops.pool(expit(trainer.predict(crops).predictions), crop_pooling)
         if split == "validation":
             config.thresholds = tune_thresholds(probabilities, crops.labels())
+            if len(crops) > len(crops.records):  # the pipeline then pools windows as for these thresholds
+                config.window_pooling = crop_pooling
         metrics = metric.compute(
             predictions=probabilities, references=crops.labels(), labels=label_names, thresholds=config.thresholds
         )
