@@ -10,9 +10,9 @@ The work is laid out so that a batch of one fills the chip:
   runs again from the state it was handed, and writes y. What a chunk does to a state is exp(A Σdt), so that Σdt per
   channel is all that is kept of it. With enough parallelism there is one chunk, and only the last phase.
 - The backward pass is the same in the mirrored order for the adjoint of the state, r = a g. It needs the states in
-  reverse: the forward pass leaves one behind in every `SPAN` steps, and a span is run again from it, in registers.
-- dB and dC are sums over channels, dA, dD and ddt_bias over batch and time. Each program writes its part and torch adds
-  the parts up: no atomics, the same bits every time.
+  reverse: the forward pass leaves one behind in every `_SPAN` steps, and a span is run again from it, in registers.
+- dB and dC are sums over channels, dA, dD and ddt_bias over batch and time. Each program writes its part and torch
+  adds the parts up: no atomics, the same bits every time.
 
 What bounds it: one exponential for each channel, state and step. An SM makes 16 of them per clock and does everything
 else here (four or five fused operations) at 128, so exponentials and the rest are about in balance; 16 states in
@@ -39,7 +39,9 @@ def selective_scan_triton(x, dt, A, B, C, D=None, dt_bias=None, dt_softplus=Fals
         steps_per_chunk (`int`, *optional*): length of the chunks into which time is cut; by default as long as fills
             the chip. Every length gives the same result, up to rounding.
     """
-    return _SelectiveScan.apply(x, dt, A, B, C, D, dt_bias, dt_softplus, mask, steps_per_chunk)
+    # asked here, as gradients are always off within an autograd.Function
+    differentiable = torch.is_grad_enabled()
+    return _SelectiveScan.apply(x, dt, A, B, C, D, dt_bias, dt_softplus, mask, steps_per_chunk, differentiable)
 
 
 def why_not_triton(x, A):
@@ -61,23 +63,31 @@ def why_not_triton(x, A):
     return None
 
 
+# steps between the states that the forward pass keeps; the backward pass is unrolled over them
+_SPAN = 8
+
+
+# fused multiply-adds, which Triton 3.10 leaves out unless asked
+_FUSED = {"enable_fp_fusion": True}
+
+
 class _SelectiveScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, dt, A, B, C, D, dt_bias, dt_softplus, mask, steps_per_chunk):
+    def forward(ctx, x, dt, A, B, C, D, dt_bias, dt_softplus, mask, steps_per_chunk, differentiable):
         inputs = _Inputs(x, dt, A, B, C, D, dt_bias, dt_softplus, mask)
         chunk = steps_per_chunk or _steps_per_chunk(inputs)
-        chunk = triton.cdiv(chunk, inputs.span) * inputs.span
+        chunk = triton.cdiv(chunk, _SPAN) * _SPAN
         chunks = triton.cdiv(inputs.time, chunk)
         states = totals = kept = None
         if chunks > 1:
             states = inputs.new(chunks, inputs.d_state, inputs.channels)
             totals = inputs.new(chunks, inputs.channels)
-            inputs.launch(_forward_kernel, chunk, inputs.forward_block, None, states, totals, None, ONLY_STATES=True)
+            inputs.launch(_forward_kernel, chunk, inputs.forward_block, None, states, totals, None)
             inputs.hand_on(states, totals, REVERSE=False)
-        if any(ctx.needs_input_grad):
-            kept = inputs.new(triton.cdiv(inputs.time, inputs.span), inputs.d_state, inputs.channels)
+        if differentiable and any(ctx.needs_input_grad):
+            kept = inputs.new(triton.cdiv(inputs.time, _SPAN), inputs.d_state, inputs.channels)
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        inputs.launch(_forward_kernel, chunk, inputs.forward_block, y, states, None, kept, ONLY_STATES=False)
+        inputs.launch(_forward_kernel, chunk, inputs.forward_block, y, states, None, kept)
         ctx.save_for_backward(x, dt, A, B, C, D, dt_bias, mask, totals, kept)
         ctx.dt_softplus, ctx.chunk = dt_softplus, chunk
         return y
@@ -113,6 +123,7 @@ class _SelectiveScan(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
 
 
@@ -123,13 +134,13 @@ class _Inputs:
         self.directions, self.batch, self.time, self.channels = x.shape
         self.d_state, self.device = A.shape[-1], x.device
         # the kernels raise 2 to a power, and read parameters with the channels side by side
-        A = (A.float() * math.log2(math.e)).transpose(1, 2).contiguous()
+        self.rates = (A.float() * math.log2(math.e)).transpose(1, 2).contiguous()
         D, dt_bias = (None if row is None else row.float().contiguous() for row in (D, dt_bias))
         # B and C are mostly slices of one projection: they are read where they lie, as are directions that share an x
         per_step = [tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (x, dt, B, C)]
         strides = [stride for tensor in per_step for stride in tensor.stride()[:3]]
         mask = None if mask is None else mask.contiguous().view(torch.uint8)
-        self.tensors = (*per_step, A, D, dt_bias, mask)
+        self.tensors = (*per_step, self.rates, D, dt_bias, mask)
         self.sizes = (*strides, self.batch, self.time, self.channels)
         states = triton.next_power_of_2(self.d_state)
         self.constants = {
@@ -137,33 +148,28 @@ class _Inputs:
             "STATES": states,
             "SOFTPLUS": dt_softplus,
             "num_warps": 1,
-            "enable_fp_fusion": True,
+            **_FUSED,
         }
-        # numbers per lane and state: 16 in the forward pass; 8 in the backward pass, which holds a span of them
+        # a lane holds 16 numbers of the state in the forward pass, and 8 in the backward pass, for each step of a span
         self.forward_block = max(8, min(32, 512 // states))
-        self.backward_block = max(8, min(32, 256 // states))
-        self.span = 16 if states <= 32 else 8
+        self.backward_block = max(4, min(32, 256 // states))
 
     def new(self, *shape):
         return torch.empty(self.directions, self.batch, *shape, dtype=torch.float32, device=self.device)
 
-    def launch(self, kernel, chunk, block, *tensors, **constants):
+    def launch(self, kernel, chunk, block, *tensors):
         blocks, chunks = triton.cdiv(self.channels, block), triton.cdiv(self.time, chunk)
         grid = (blocks * chunks * self.batch * self.directions,)
         with torch.cuda.device_of(self.tensors[0]):
-            kernel[grid](
-                *self.tensors, *tensors, *self.sizes, chunk, BLOCK=block, SPAN=self.span, **self.constants, **constants
-            )
+            kernel[grid](*self.tensors, *tensors, *self.sizes, chunk, BLOCK=block, SPAN=_SPAN, **self.constants)
 
     def hand_on(self, states, totals, REVERSE):
         """Turns the states in which chunks end from zero into those in which they start, in place."""
-        numbers, block = self.d_state * self.channels, 128
+        numbers, chunks, block = self.d_state * self.channels, states.shape[2], 128
         grid = (triton.cdiv(numbers, block) * self.batch * self.directions,)
-        A = self.tensors[4]
+        sizes = (self.batch, chunks, self.channels, numbers)
         with torch.cuda.device_of(states):
-            _hand_on_kernel[grid](
-                states, totals, A, self.batch, states.shape[2], self.channels, numbers, REVERSE=REVERSE, BLOCK=block
-            )
+            _hand_on_kernel[grid](states, totals, self.rates, *sizes, REVERSE=REVERSE, BLOCK=block, **_FUSED)
 
 
 def _steps_per_chunk(inputs):
@@ -201,6 +207,15 @@ if triton is not None:
             slope = tl.full(z.shape, 1.0, tl.float32)
         return size, slope
 
+    @triton.jit
+    def _place(batch, time, channels, chunk, BLOCK: tl.constexpr):
+        """Which row (a direction of a recording), chunk of time and block of channels this program owns; in 64 bits,
+        as what follows from them outgrows 32: 16 recordings of 65,536 steps and 1024 channels, both ways."""
+        blocks, chunks = tl.cdiv(channels, BLOCK), tl.cdiv(time, chunk)
+        program = tl.program_id(0).to(tl.int64)
+        block, part, row = program % blocks, program // blocks % chunks, program // blocks // chunks
+        return row, row // batch, row % batch, part, chunks, block
+
     @triton.jit(do_not_specialize=_vary)
     def _forward_kernel(
         x, dt, B, C, A, D, bias, mask,
@@ -209,15 +224,11 @@ if triton is not None:
         B_direction, B_batch, B_time, C_direction, C_batch, C_time,
         batch, time, channels, chunk,
         D_STATE: tl.constexpr, STATES: tl.constexpr, SOFTPLUS: tl.constexpr,
-        BLOCK: tl.constexpr, SPAN: tl.constexpr, ONLY_STATES: tl.constexpr,
+        BLOCK: tl.constexpr, SPAN: tl.constexpr,
     ):  # fmt: skip
-        """Walks one chunk: to its end state and Σdt (ONLY_STATES), or to y from the state that it was handed."""
-        # offsets beyond 2**31 are real: 16 recordings of 65,536 steps and 1024 channels
-        blocks, chunks = tl.cdiv(channels, BLOCK), tl.cdiv(time, chunk)
-        program = tl.program_id(0).to(tl.int64)
-        part, row = (program // blocks) % chunks, program // blocks // chunks
-        direction, recording = row // batch, row % batch
-        c = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
+        """Walks one chunk from the state that it was handed to y; with no y, from zero to end state and Σdt."""
+        row, direction, recording, part, chunks, block = _place(batch, time, channels, chunk, BLOCK)
+        c = block * BLOCK + tl.arange(0, BLOCK)
         n = tl.arange(0, STATES)
         c_ok, n_ok = c < channels, n < D_STATE
         ok = n_ok[:, None] & c_ok[None, :]
@@ -226,7 +237,6 @@ if triton is not None:
         dt += direction * dt_direction + recording * dt_batch + c
         B += direction * B_direction + recording * B_batch + n
         C += direction * C_direction + recording * C_batch + n
-        y_row = row * time
         rates = tl.load(A + direction * D_STATE * channels + nc, mask=ok, other=0.0)
         shift = tl.zeros([BLOCK], tl.float32)
         if bias is not None:
@@ -237,9 +247,8 @@ if triton is not None:
 
         h = tl.zeros([STATES, BLOCK], tl.float32)
         total = tl.zeros([BLOCK], tl.float32)
-        if not ONLY_STATES:
-            if states is not None:
-                h = tl.load(states + (row * chunks + part) * D_STATE * channels + nc, mask=ok, other=0.0)
+        if y is not None and states is not None:
+            h = tl.load(states + (row * chunks + part) * D_STATE * channels + nc, mask=ok, other=0.0)
         start = part * chunk
         for step in range(start, tl.minimum(start + chunk, time)):
             t = step + direction * (time - 1 - 2 * step)  # direction 1 walks from the last step to the first
@@ -253,21 +262,19 @@ if triton is not None:
                 size = tl.where(real, size, 0.0)
                 x_t = tl.where(real, x_t, 0.0)
                 B_t = tl.where(real, B_t, 0.0)
-            if not ONLY_STATES:
-                if kept is not None:
-                    if step % SPAN == 0:
-                        at = (row * tl.cdiv(time, SPAN) + step // SPAN) * D_STATE * channels
-                        tl.store(kept + at + nc, h, mask=ok)
+            if kept is not None and step % SPAN == 0:
+                at = (row * tl.cdiv(time, SPAN) + step // SPAN) * D_STATE * channels
+                tl.store(kept + at + nc, h, mask=ok)
             h = tl.exp2(size[None, :] * rates) * h + (size * x_t)[None, :] * B_t[:, None]
-            if ONLY_STATES:
+            if y is None:
                 total += size
             else:
                 C_t = tl.load(C + t * C_time, mask=n_ok, other=0.0).to(tl.float32)
                 y_t = tl.sum(h * C_t[:, None], 0) + skip * x_t
                 if mask is not None:
                     y_t = tl.where(real, y_t, 0.0)
-                tl.store(y + (y_row + t) * channels + c, y_t, mask=c_ok)
-        if ONLY_STATES:
+                tl.store(y + (row * time + t) * channels + c, y_t, mask=c_ok)
+        if y is None:
             tl.store(states + (row * chunks + part) * D_STATE * channels + nc, h, mask=ok)
             tl.store(totals + (row * chunks + part) * channels + c, total, mask=c_ok)
 
@@ -303,11 +310,8 @@ if triton is not None:
         BLOCK: tl.constexpr, SPAN: tl.constexpr,
     ):  # fmt: skip
         """Walks one chunk backwards: what it alone asks of the state before it, r_t = a_t (C_t dy_t + r_(t+1))."""
-        blocks, chunks = tl.cdiv(channels, BLOCK), tl.cdiv(time, chunk)
-        program = tl.program_id(0).to(tl.int64)
-        part, row = (program // blocks) % chunks, program // blocks // chunks
-        direction, recording = row // batch, row % batch
-        c = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
+        row, direction, recording, part, chunks, block = _place(batch, time, channels, chunk, BLOCK)
+        c = block * BLOCK + tl.arange(0, BLOCK)
         n = tl.arange(0, STATES)
         c_ok, n_ok = c < channels, n < D_STATE
         ok = n_ok[:, None] & c_ok[None, :]
@@ -348,11 +352,8 @@ if triton is not None:
     ):  # fmt: skip
         """Walks one chunk backwards, a span at a time: forwards through the span from the state kept at its start, to
         have the states before each step; then back, with g_t = C_t dy_t + r_(t+1), to every gradient."""
-        blocks, chunks = tl.cdiv(channels, BLOCK), tl.cdiv(time, chunk)
-        program = tl.program_id(0).to(tl.int64)
-        part, row = (program // blocks) % chunks, program // blocks // chunks
-        direction, recording = row // batch, row % batch
-        c = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
+        row, direction, recording, part, chunks, block = _place(batch, time, channels, chunk, BLOCK)
+        c = block * BLOCK + tl.arange(0, BLOCK)
         n = tl.arange(0, STATES)
         c_ok, n_ok = c < channels, n < D_STATE
         ok = n_ok[:, None] & c_ok[None, :]
@@ -375,6 +376,7 @@ if triton is not None:
         sum_A = tl.zeros([STATES, BLOCK], tl.float32)
         sum_D = tl.zeros([BLOCK], tl.float32)
         sum_bias = tl.zeros([BLOCK], tl.float32)
+        blocks = tl.cdiv(channels, BLOCK)
         first = part * chunk // SPAN  # chunks are whole spans, but for the last
         last = tl.cdiv(tl.minimum(part * chunk + chunk, time), SPAN) - 1
         for back in range(0, last - first + 1):
@@ -394,7 +396,7 @@ if triton is not None:
                 B_t = tl.load(B + t * B_time, mask=n < n_end, other=0.0).to(tl.float32)
                 size, _ = _step_size(dt_t, shift, SOFTPLUS)
                 size = tl.where(real, size, 0.0)
-                before = before + (h,)
+                before = before + (h,)  # noqa: RUF005 (Triton knows no starred tuples)
                 h = tl.exp2(size[None, :] * rates) * h + (size * x_t)[None, :] * B_t[:, None]
             for j in tl.static_range(SPAN):
                 step = span * SPAN + SPAN - 1 - j
@@ -428,7 +430,7 @@ if triton is not None:
                 at = (row * time + t) * channels + c
                 tl.store(dx + at, size * gB + skip * dy_t, mask=c_real)
                 tl.store(ddt + at, draw, mask=c_real)
-                at = ((row * blocks + program % blocks) * time + t) * D_STATE + n
+                at = ((row * blocks + block) * time + t) * D_STATE + n
                 tl.store(dB + at, tl.sum(g * (size * x_t)[None, :], 1), mask=n_real)
                 tl.store(dC + at, tl.sum(h * dy_t[None, :], 1), mask=n_real)
                 sum_A += faded * size[None, :]
