@@ -24,7 +24,7 @@ def main(arguments=None):
         default=[],
         help="an earlier utterance, as TEXT or SPEAKER:TEXT; repeat it, oldest first",
     )
-    parser.add_argument("--method", choices=METHODS, help="how to answer; by default as the task does best")
+    parser.add_argument("--method", choices=(*METHODS, "head"), help="how to answer; by default as the task does best")
     parser.add_argument("--device", help="where to run: cpu, cuda:1, ...")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that the LLM's repository brings")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")

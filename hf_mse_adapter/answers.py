@@ -358,10 +358,13 @@ def _score_rows(llm, prompts, trie, rows_per_pass=64):
 
 def _logits(llm, inputs_embeds, attention_mask, position_ids, positions):
     """Logits [batch, positions, vocabulary], computed nowhere else where the LLM lets us choose."""
-    inputs = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids}
-    if "logits_to_keep" in signature(llm.forward).parameters:
-        return llm(**inputs, use_cache=False, logits_to_keep=positions).logits
-    return llm(**inputs, use_cache=False).logits[:, positions]
+    parameters = signature(llm.forward).parameters
+    inputs = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "use_cache": False}
+    if "position_ids" in parameters:
+        inputs["position_ids"] = position_ids
+    if "logits_to_keep" in parameters:
+        return llm(**inputs, logits_to_keep=positions).logits
+    return llm(**inputs).logits[:, positions]
 
 
 @torch.no_grad()
@@ -383,10 +386,7 @@ def takes_tree_mask(llm, length):
         return False
     outcomes = llm.__dict__.setdefault("_takes_tree_mask", {})
     if implementation not in outcomes:
-        was_training = llm.training
-        llm.eval()
         outcomes[implementation] = _tree_equals_rows(llm)
-        llm.train(was_training)
         if not outcomes[implementation]:
             logger.info(f"{type(llm).__name__} takes no 4-D attention mask: candidates are scored as rows of a batch")
     return outcomes[implementation]

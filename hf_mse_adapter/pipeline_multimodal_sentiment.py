@@ -30,7 +30,7 @@ class MultimodalSentimentPipeline(Pipeline):
         - speaker (`str`): who says `text`.
 
     Args of a call:
-        method (`str`, *optional*): how to answer, see [`AnswerFormat.predict`].
+        method (`str`, *optional*): how to answer: "head", or one of [`AnswerFormat.predict`].
         batch_size (`int`, defaults to 1)
 
     Returns:
@@ -64,7 +64,7 @@ class MultimodalSentimentPipeline(Pipeline):
         return self.processor.collate([_opened(sample, index) for index, sample in enumerate(samples)])
 
     def _forward(self, batch, method=None):
-        return self.processor.answers.predict(self.model, batch, method)
+        return self.model.predict(batch, self.processor.answers, method)
 
     def postprocess(self, predictions):
         """The predictions as dicts of numbers and strings."""

@@ -1,0 +1,225 @@
+"""The processor: what the model gets is what the clip held, whatever it was batched with."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from hf_mse_adapter.processing_mse_adapter import MseProcessor
+from tests.hf_mse_adapter.tiny_backbones import build_tokenizer
+
+EMOTIONS = {0: "neutral", 1: "joy", 2: "anger"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer()
+
+
+@pytest.fixture
+def processor(tokenizer):
+    return MseProcessor(tokenizer, audio_dim=3, vision_dim=2, label_step=1 / 3)
+
+
+def tokens_where(batch, tokenizer, mask, row=0):
+    return tokenizer.decode(batch["input_ids"][row][mask[row].bool()])
+
+
+def test_prompt_reads_as_in_the_paper(processor, tokenizer):
+    batch = processor("I love it", labels=-1 / 3)
+    pseudo = batch["pseudo_token_mask"][0]
+    before, after = pseudo.nonzero()[0].item(), pseudo.nonzero()[-1].item() + 1
+    ids = batch["input_ids"][0]
+    assert pseudo.sum() == 4
+    assert tokenizer.decode(ids[:before]).endswith("<Multimodal>")
+    assert tokenizer.decode(ids[after:]).startswith("I love it</Multimodal>Sentiment intensity from -3.00 to 3.00:")
+    assert tokens_where(batch, tokenizer, batch["text_mask"]) == "I love it"
+    is_label = batch["labels"][0] != -100
+    assert torch.equal(batch["labels"][0][is_label], ids[is_label])
+    assert ids[is_label].tolist() == processor.answers.token_ids[8] + [tokenizer.eos_token_id]
+    assert tokenizer.decode(ids[is_label], skip_special_tokens=True) == "-0.33"
+    assert batch["label_values"].item() == pytest.approx(-1 / 3)  # not -0.33
+
+
+def test_chinese_classification_and_label_words(tokenizer):
+    labels = {0: "愤怒", 1: "高兴"}
+    processor = MseProcessor(tokenizer, 3, 2, task="classification", id2label=labels, language="zh", label_words=True)
+    batch = processor(["我很高兴", "滚"], labels=["高兴", 0])
+    text = tokenizer.decode(batch["input_ids"][0], skip_special_tokens=True)
+    assert "<多模态>" in text and "</多模态>" in text and "愤怒, 高兴" in text and text.endswith("高兴")
+    assert tokens_where(batch, tokenizer, batch["text_mask"]) == "我很高兴"
+    assert batch["label_values"].tolist() == [1, 0] and batch["label_values"].dtype == torch.int64
+
+
+def test_context_shows_the_last_k_utterances_and_is_not_the_text(tokenizer):
+    context = [("Ross", "Hi."), {"speaker": "Joey", "text": "How you doin'?"}, "(laughs)"]
+    for k, expected in ((None, "Ross: Hi.\nJoey: How you doin'?\n(laughs)\n"), (1, "(laughs)\n"), (0, "")):
+        processor = MseProcessor(tokenizer, 3, 2, "classification", id2label=EMOTIONS, num_context_utterances=k)
+        batch = processor("Fine.", context=context, speaker="Ross")
+        text = tokenizer.decode(batch["input_ids"][0], skip_special_tokens=True)
+        heading = "Conversation so far:\n" if expected else ""
+        assert text.startswith(f"{heading}{expected}<Multimodal>Ross: Fine.</Multimodal>")
+        assert tokens_where(batch, tokenizer, batch["text_mask"]) == "Fine."
+        assert "neutral: 0, joy: 1, anger: 2" in text
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_batch_equals_samples_alone(tokenizer, side):
+    processor = MseProcessor(tokenizer, audio_dim=3, vision_dim=2, padding_side=side)
+    samples = [
+        {"text": "yes", "audio": np.random.randn(5, 3), "vision": np.random.randn(2), "label": 1.0},
+        {"text": "a much longer utterance than that", "audio": None, "vision": np.zeros((0, 2)), "label": -2.9},
+        {"text": "", "audio": torch.randn(7, 3), "vision": [[0.1, 0.2]] * 3, "label": 0.0},
+    ]
+    together = processor.collate(samples)
+    assert together["attention_mask"][:, 0 if side == "right" else -1].all()
+    for row, sample in enumerate(samples):
+        alone = processor.collate([sample])
+        real = together["attention_mask"][row].bool()
+        for name in ("input_ids", "pseudo_token_mask", "text_mask", "labels"):
+            assert torch.equal(together[name][row][real], alone[name][0]), name
+        assert (together["labels"][row][~real] == -100).all()
+        assert not together["text_mask"][row][~real].any() and not together["pseudo_token_mask"][row][~real].any()
+        for modality in ("audio", "vision"):
+            steps = together[f"{modality}_attention_mask"][row].bool()
+            values = together[f"{modality}_values"][row]
+            assert torch.equal(values[steps], alone[f"{modality}_values"][0][: int(steps.sum())])
+            assert not values[~steps].any()
+    assert together["audio_attention_mask"].sum(dim=1).tolist() == [5, 0, 7]
+    assert together["vision_attention_mask"].sum(dim=1).tolist() == [1, 0, 3]
+
+
+def test_prompt_alone_is_the_labelled_batch_without_its_label(processor):
+    labelled, prompt = processor("yes", labels=1.0), processor("yes")
+    assert "labels" not in prompt and "label_values" not in prompt
+    assert torch.equal(labelled["input_ids"][labelled["labels"] == -100], prompt["input_ids"][0])
+
+
+def test_words_never_melt_into_tags_nor_become_special_tokens(processor, tokenizer):
+    for text in (tokenizer.eos_token, "<Multimodal>", ">", " x "):
+        batch = processor(text)
+        inside = batch["input_ids"][0][batch["text_mask"][0]]
+        assert tokenizer.decode(inside) == text
+        assert tokenizer.eos_token_id not in inside
+
+
+def test_statistics_are_those_of_the_true_frames(tokenizer, tmp_path):
+    rng = np.random.default_rng(0)
+    # a mean far from zero would show a one-pass formula that cancels
+    clips = [rng.normal([1e4, 0, 3], [1, 5, 0], (n, 3)).astype(np.float32) for n in (1, 40, 7, 300)]
+    clips[1][3, 1] = np.nan
+    clips[2][0, 1] = -np.inf
+    processor = MseProcessor(tokenizer, audio_dim=3, vision_dim=2)
+    processor.fit(iter([{"audio": clip, "vision": None} for clip in clips]))
+    frames = np.concatenate(clips).astype(np.float64)
+    frames[~np.isfinite(frames)] = np.nan
+    statistics = processor.feature_statistics
+    assert set(statistics) == {"audio"}
+    np.testing.assert_allclose(statistics["audio"]["mean"], np.nanmean(frames, axis=0), rtol=1e-9)
+    np.testing.assert_allclose(statistics["audio"]["std"], [*np.nanstd(frames[:, :2], axis=0), 1.0], rtol=1e-6)
+
+    processor.save_pretrained(tmp_path)
+    loaded = MseProcessor.from_pretrained(tmp_path)
+    assert loaded.feature_statistics == statistics
+    batch = loaded(["x"] * 4, audio=clips, vision=[None] * 4)
+    values = batch["audio_values"][batch["audio_attention_mask"].bool()]
+    assert torch.isfinite(values).all()
+    torch.testing.assert_close(values.mean(dim=0), torch.zeros(3), atol=2e-3, rtol=0)
+    torch.testing.assert_close(values[:, :2].std(dim=0), torch.ones(2), atol=1e-2, rtol=0)
+
+
+def test_nan_and_infinity_are_replaced_and_counted(processor, caplog):
+    audio = np.array([[1.0, np.nan, 3.0], [-np.inf, 5.0, 1e300]])
+    batch = processor(["x", "y"], audio=[audio, None])
+    assert batch["audio_values"][0].tolist() == [[1, 0, 3], [0, 5, 0]]
+    assert processor.replaced_values == {"audio": 3, "vision": 0}
+    assert "NaN" in caplog.text
+
+
+def test_array_of_rows_as_parquet_gives_it(processor):
+    rows = np.empty(2, dtype=object)
+    rows[:] = [np.array([1.0, 2.0, 3.0]), np.array([4.0, 5.0, 6.0])]
+    assert processor("x", audio=rows)["audio_values"].tolist() == [[[1, 2, 3], [4, 5, 6]]]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"text": "x", "audio": np.zeros((5, 2))}, r"audio must be \[time, 3\], but sample 0 has the shape \[5, 2\]"),
+        ({"text": "x", "vision": np.zeros((1, 5, 2))}, r"vision must be \[time, 2\]"),
+        ({"text": "x", "audio": "clip.npy"}, r"audio must hold numbers"),
+        ({"text": "x", "audio": [[1.0], [1.0, 2.0]]}, r"audio must hold numbers"),
+        ({"text": None}, r"text must be a string or a list"),
+        ({"text": ["a", None]}, r"text must be a string, but sample 1 has None"),
+        ({"text": []}, r"text must be a string or a list"),
+        ({"text": ["a", "b"], "audio": [None]}, r"audio must have one entry for each of the 2 texts, but has 1"),
+        ({"text": "x", "labels": 3.5}, r"the label must be a number from -3.0 to 3.0, but is 3.5"),
+        ({"text": "x", "labels": float("nan")}, r"the label must be a number"),
+        ({"text": "x", "labels": "joy"}, r"the label must be a number"),
+        ({"text": "x", "context": [3]}, r"context must hold texts"),
+        ({"text": "x", "images": None}, r"takes no argument 'images'"),
+    ],
+)
+def test_bad_input_is_named(processor, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        processor(**arguments)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("audio_dim", None),
+        ("language", "fr"),
+        ("padding_side", "top"),
+        ("prompt_template", "{text} only"),
+        ("num_context_utterances", -1),
+        ("label_step", 0.7),
+        ("task", "ranking"),
+        ("feature_statistics", {"audio": {"mean": [0.0], "std": [1.0]}}),
+        ("feature_statistics", {"audio": {"mean": [0.0] * 3, "std": [1.0, 0.0, 1.0]}}),
+    ],
+)
+def test_bad_configuration_is_named(tokenizer, field, value):
+    with pytest.raises(ValueError, match=field):
+        MseProcessor(tokenizer, **{"audio_dim": 3, "vision_dim": 2, field: value})
+
+
+def test_tokenizer_without_padding_or_beginning_token():
+    bare = build_tokenizer()
+    bare.pad_token = bare.bos_token = None
+    batch = MseProcessor(bare, 3, 2)(["a", "much longer"], labels=[1.0, 2.0])
+    assert batch["attention_mask"].sum(dim=1)[0] < batch["attention_mask"].shape[1]
+    bare.eos_token = None
+    with pytest.raises(ValueError, match="eos_token"):
+        MseProcessor(bare, 3, 2)
+
+
+def test_loads_by_auto_processor_without_the_package(tokenizer, tmp_path):
+    labels = {0: "愤怒", 1: "高兴"}
+    processor = MseProcessor(tokenizer, 3, 2, task="classification", id2label=labels, language="zh")
+    expected = processor(["好", "不好"], labels=[1, 0])
+    processor.save_pretrained(tmp_path / "folder")
+    script = """
+import json, sys
+from transformers import AutoProcessor
+processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+batch = processor(["好", "不好"], labels=[1, 0])
+assert "hf_mse_adapter" not in sys.modules
+print(json.dumps([type(processor).__name__, batch["input_ids"].tolist(), batch["labels"].tolist()]))
+"""
+    run = subprocess.run(
+        [sys.executable, "-I", "-c", script, str(tmp_path / "folder")],
+        cwd=tmp_path,
+        env={"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout.splitlines()[-1]) == [
+        "MseProcessor",
+        expected["input_ids"].tolist(),
+        expected["labels"].tolist(),
+    ]
