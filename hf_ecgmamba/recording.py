@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +211,8 @@ def open_recording(source, *, sampling_rate=None, leads=None, units=None, unname
     names, naming_notes = _settle_names(channels, leads, unnamed_leads)
     _settle_units(channels, units)
     chosen, kept, factors, notes = _choose_leads(channels, names, given=leads is not None)
+    if not isinstance(source, (str, Path)):  # who gives an array of twelve knows their order
+        naming_notes = []
     return RecordingFile(channels, chosen, kept, factors, [*channels.notes, *naming_notes, *notes])
 
 
@@ -233,14 +236,15 @@ def other_signal(name: str, unit: str | None) -> str | None:
 
 
 def unit_in_millivolts(unit) -> float | None:
-    if isinstance(unit, (int, float)):
+    """Millivolts that one of `unit` is: a name ("uV", any case) or the number itself; None if it is no voltage."""
+    if isinstance(unit, Real):
         return float(unit)
     return _MILLIVOLTS.get(unit.strip().lower())
 
 
 def _settle_rate(channels, sampling_rate):
     """Fill in the rates that the source leaves open; a rate that it states may not be contradicted."""
-    if sampling_rate is not None and not (np.isscalar(sampling_rate) and 0 < sampling_rate < np.inf):
+    if sampling_rate is not None and not (isinstance(sampling_rate, Real) and 0 < sampling_rate < np.inf):
         raise ValueError(f"{channels.name}: sampling_rate is {sampling_rate!r}; expected a number of Hz above 0")
     if sampling_rate is not None and (None in channels.rates or not channels.rate_is_stated):
         channels.rates = [float(sampling_rate)] * len(channels.rates)
@@ -313,11 +317,17 @@ def _choose_leads(channels, names, given):
     return chosen, kept, factors, notes
 
 
+def can_be_millivolts(spread):
+    """Whether standard deviations can be those of an ECG in mV, of flat lines too: uV and V are far off."""
+    return (spread < 1e-6) | ((spread > 0.002) & (spread < 20))
+
+
 def _require_millivolts(channels, chosen):
     """Values without a unit are millivolts only if they can be: judge by the spread of the first minutes."""
     shortest = min(channels.lengths[index] for index in chosen)
-    spread = float(np.nanmax(np.nanstd(channels.read(chosen, 0, min(shortest, 200_000)), axis=-1), initial=0.0))
-    if spread > 0 and not 0.002 < spread < 20:
+    rows = np.asarray(channels.read(chosen, 0, min(shortest, 200_000)), dtype=np.float64)
+    spread = max((row[np.isfinite(row)].std() for row in rows if np.isfinite(row).any()), default=0.0)
+    if not can_be_millivolts(spread):
         raise ValueError(
             f"{channels.name} states no unit, and a spread of {spread:.3g} is not that of an ECG in mV; "
             "give units= (mV, uV, V, nV or millivolts per unit)"
