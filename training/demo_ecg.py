@@ -28,7 +28,7 @@ from transformers import AutoModelForSequenceClassification, pipeline
 model = AutoModelForSequenceClassification.from_pretrained("ecgmamba", trust_remote_code=True)
 print(f"{type(model).__name__} with {model.num_parameters():,} parameters")
 ecg = pipeline("ecg-classification", model="ecgmamba", trust_remote_code=True, device="cpu")
-result, picture = ecg.plot("patient.hea", "ecg.png")
+result, picture = ecg.plot("record.hea", "ecg.png")
 for finding in result["findings"]:
     print(f"{finding['label']:<6} {finding['score']:6.1%} {'found' if finding['present'] else ''}".rstrip())
 """
@@ -47,7 +47,7 @@ def main(arguments=None):
 
     announce(f"Training an ECGMamba as {options.recipe.name} says")
     run_ecg.main([str(options.recipe), "--output_dir", str(options.output / "ecgmamba"), *overrides])
-    announce(f"A patient with {' and '.join(PATIENT_FINDINGS)}, as a WFDB file: {options.output / 'patient.hea'}")
+    announce(f"A patient with {' and '.join(PATIENT_FINDINGS)}, as a WFDB file: {options.output / 'record.hea'}")
     write_patient(options.output)
     announce("A fresh process, which knows nothing of this repository, runs:")
     print("\n".join(f"    {line}".rstrip() for line in FRESH.strip().splitlines()))
@@ -59,12 +59,12 @@ def main(arguments=None):
 
 
 def write_patient(folder):
-    """patient.hea and patient.dat in `folder`: 10 s at 500 Hz, microvolts in 16 bits."""
+    """record.hea and record.dat in `folder`: 10 s at 500 Hz, microvolts in 16 bits."""
     import wfdb
 
     patient = simulate_ecg(PATIENT_FINDINGS, seed=PATIENT_SEED)
     wfdb.wrsamp(
-        "patient",
+        "record",
         fs=patient["sampling_rate"],
         units=["mV"] * 12,
         sig_name=list(patient["leads"]),
