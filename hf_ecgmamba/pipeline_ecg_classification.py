@@ -1,6 +1,6 @@
 """A recording in, findings out: the pipeline behind `pipeline("ecg-classification", ...)`."""
 
-from itertools import islice, pairwise
+from itertools import islice, pairwise, takewhile
 from types import GeneratorType
 
 import numpy as np
@@ -10,7 +10,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
 from .attribution import Attribution, integrated_gradients, looked_at
-from .plotting import plot_recording
+from .plotting import PAGE_SECONDS, plot_recording
 
 TASK = "ecg-classification"
 # how the windows' scores become the recording's: a finding is present if it is found anywhere, while one of many
@@ -184,7 +184,8 @@ class EcgClassificationPipeline(Pipeline):
 
     def explain(self, recording, label=None, **reading):
         """
-        What the model looked at for one label: integrated gradients over the window that scores highest for it.
+        What the model looked at for one label: integrated gradients over a page of 10 s around the window that scores
+        highest for it, the mean over windows where they overlap.
 
         Args:
             recording, reading: as in a call.
@@ -234,15 +235,22 @@ class EcgClassificationPipeline(Pipeline):
         labels = self.model.config.label2id
         if label not in labels:
             raise ValueError(f"label is {label!r}; expected one of {', '.join(labels)}")
-        start = scored.spans[int(scored.scores[:, labels[label]].argmax())][0]
-        window = next(window for window in windows if window.start == start)
-        with self.device_placement():
-            inputs = self.ensure_tensor_on_device(**collate([window]))
-            contributions = integrated_gradients(self.model, label_index=labels[label], **inputs)
-        real = int(window.attention_mask.sum())
         rate = self.feature_extractor.sampling_rate
-        weights = looked_at(contributions[:, :real], rate)
-        return Attribution(label, self.feature_extractor.leads, weights, window.start, rate)
+        start, end = scored.page_around(int(scored.scores[:, labels[label]].argmax()), windows.recording.duration)
+        contributions = torch.zeros(len(self.feature_extractor.leads), round((end - start) * rate))
+        counts = torch.zeros(contributions.shape[1])
+        for window in takewhile(lambda window: window.start < end, windows):
+            first = round((window.start - start) * rate)
+            real = slice(max(0, -first), min(int(window.attention_mask.sum()), len(counts) - first))
+            if real.start >= real.stop:
+                continue
+            with self.device_placement():
+                inputs = self.ensure_tensor_on_device(**collate([window]))
+                of_window = integrated_gradients(self.model, label_index=labels[label], **inputs).cpu()
+            contributions[:, first + real.start : first + real.stop] += of_window[:, real]
+            counts[first + real.start : first + real.stop] += 1
+        weights = looked_at(contributions / counts.clamp(min=1), rate)
+        return Attribution(label, self.feature_extractor.leads, weights, start, rate)
 
 
 class ScoredRecording:
@@ -277,6 +285,12 @@ class ScoredRecording:
         starts = [self.spans[0][0], *map(max, between, (start for start, _ in self.spans[1:]))]
         ends = [*map(min, between, (end for _, end in self.spans)), self.spans[-1][1]]
         return list(zip(starts, ends, strict=True))
+
+    def page_around(self, index, duration):
+        """The time (start, end) of at most a page that shows a window in its middle."""
+        start, end = self.spans[index]
+        start = max(0.0, min((start + end - PAGE_SECONDS) / 2, duration - PAGE_SECONDS))
+        return start, min(start + PAGE_SECONDS, duration)
 
     def notes(self):
         """Each note once; those of single windows of a long recording with how many there were and the first."""

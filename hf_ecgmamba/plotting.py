@@ -93,6 +93,7 @@ def plot_recording(
     notes = list(page.notes if notes is None else notes)
     notes += [f"not drawn: {', '.join(not_drawn)}"] if not_drawn else []
     note_lines = wrapped(notes)
+    timeline = timeline if seconds < source.duration else ()  # a page that shows it all needs no map
     timeline_labels = list(dict.fromkeys(entry["label"] for entry in timeline or ()))[:MOST_TIMELINE_ROWS]
     findings = (
         None if findings is None else sorted(findings, key=lambda found: (not found["present"], -found["score"]))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from hf_ecgmamba.attribution import integrated_gradients, looked_at
 from hf_ecgmamba.configuration_ecgmamba import EcgMambaConfig
 from hf_ecgmamba.feature_extraction_ecgmamba import EcgMambaFeatureExtractor
 from hf_ecgmamba.modeling_ecgmamba import EcgMambaForSequenceClassification
@@ -228,16 +229,31 @@ def test_missing_optional_lead_is_noted(ecg):
     assert result["notes"] == ["absent: I"]
 
 
-def test_explanation_is_of_the_window_with_the_highest_score(ecg):
+def test_explanation_is_of_the_page_around_the_highest_score(ecg):
     long = recording(61.3)
-    windows = by_hand(ecg, long).sigmoid().numpy()
+    windows = list(ecg.feature_extractor.windows(long))
+    best = windows[by_hand(ecg, long)[:, 2].argmax()]
     attribution = ecg.explain(long, label="MI")
     assert attribution.label == "MI" and attribution.leads == ("I", "II")
-    starts = [window.start for window in ecg.feature_extractor.windows(long)]
-    assert attribution.start == starts[windows[:, 2].argmax()]
-    assert attribution.weights.shape == (2, 400) and attribution.weights.max() == 1
+    start = min(max(best.start - 3, 0), 61.3 - 10)
+    assert attribution.start == pytest.approx(start)
+    # the mean of what every window on the page says, where it says something
+    total, count = torch.zeros(2, 6130), torch.zeros(6130)
+    for window in windows:
+        first = round(window.start * RATE)
+        contributions = integrated_gradients(ecg.model, torch.from_numpy(window.input_values)[None], 2)
+        total[:, first : first + 400] += contributions
+        count[first : first + 400] += 1
+    page = slice(round(start * RATE), round(start * RATE) + 1000)
+    np.testing.assert_allclose(attribution.weights, looked_at((total / count)[:, page], RATE), atol=1e-3)
     with pytest.raises(ValueError, match="label is 'HYP'; expected one of NORM, AFIB, MI"):
         ecg.explain(long, label="HYP")
+
+
+def test_explanation_of_a_short_recording_leaves_padding_out(ecg):
+    attribution = ecg.explain(recording(3.0))
+    assert attribution.weights.shape == (2, 300) and attribution.start == 0
+    assert attribution.label == ecg(recording(3.0))["findings"][0]["label"]
 
 
 def test_plot_returns_the_same_result_and_writes_the_picture(ecg, tmp_path):

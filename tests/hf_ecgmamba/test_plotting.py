@@ -139,6 +139,8 @@ def test_shade_lies_where_the_model_looked():
 def test_long_recording_shows_the_chosen_span_and_its_timeline():
     timeline = [{"label": "AFIB", "start": 30.0, "end": 60.0, "score": 0.9}]
     figure = plot_recording(heart(("II",), 120), FINDINGS, timeline=timeline, start=40.0)
+    assert texts(figure).count("AFIB") == 2  # finding and row of the timeline
+    assert texts(plot_recording(heart(("II",), 10), FINDINGS, timeline=timeline)).count("AFIB") == 1
     assert "0:40 to 0:50 of 2:00    500 Hz    1 lead" in texts(figure)
     weights = np.ones((1, 1000), dtype=np.float32)
     figure = plot_recording(heart(("II",), 120), attribution=Attribution("AFIB", ("II",), weights, 75.0, 100.0))
