@@ -80,6 +80,9 @@ class MultimodalSentimentPipeline(Pipeline):
             yield from super().run_single(chunk, preprocess_params, forward_params, postprocess_params)
 
     def save_pretrained(self, save_directory, **kwargs):
+        """Model, processor, pipeline and their code as a folder that `pipeline(model=folder)` loads anywhere."""
+        type(self.model.config).register_for_auto_class()
+        type(self.model).register_for_auto_class("AutoModel")
         super().save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
 

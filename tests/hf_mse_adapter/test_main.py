@@ -1,0 +1,68 @@
+"""The command: one clip in, one answer or one line about what is wrong out."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from hf_mse_adapter.__main__ import main
+from hf_mse_adapter.configuration_mse_adapter import MseConfig
+from hf_mse_adapter.modeling_mse_adapter import MseForConditionalGeneration
+from hf_mse_adapter.pipeline_multimodal_sentiment import MultimodalSentimentPipeline
+from hf_mse_adapter.processing_mse_adapter import MseProcessor
+from tests.hf_mse_adapter.tiny_backbones import build_backbone, build_tokenizer
+
+
+@pytest.fixture(scope="module", params=["regression", "classification"])
+def folder(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    backbone = build_backbone("Llama")
+    backbone.save_pretrained(folder / "llm")
+    torch.manual_seed(0)
+    labels = {0: "neutral", 1: "joy", 2: "anger"} if request.param == "classification" else None
+    sizes = {"audio_dim": 3, "vision_dim": 2}
+    config = MseConfig(**sizes, task=request.param, id2label=labels, backbone_name_or_path=str(folder / "llm"))
+    model = MseForConditionalGeneration.from_backbone(backbone, config)
+    model.save_pretrained(folder / "model")
+    MseProcessor.from_config(model.config, build_tokenizer()).save_pretrained(folder / "model")
+    np.save(folder / "audio.npy", np.random.default_rng(0).normal(size=(9, 3)))
+    np.save(folder / "vision.npy", np.random.default_rng(1).normal(size=2))
+    return folder
+
+
+def test_answers_as_the_pipeline_does(folder, capsys):
+    model = str(folder / "model")
+    clip = {"text": "Fine.", "audio": str(folder / "audio.npy"), "vision": str(folder / "vision.npy")}
+    arguments = ["--model", model, "--device", "cpu", "--speaker", "Ann", "--context", "Hi.", "--context", "Bob:Well?"]
+    arguments += [word for name, value in clip.items() for word in (f"--{name}", value)]
+    assert main([*arguments, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    pipe = MultimodalSentimentPipeline(
+        MseForConditionalGeneration.from_pretrained(model), processor=MseProcessor.from_pretrained(model), device="cpu"
+    )
+    expected = pipe({**clip, "speaker": "Ann", "context": ["Hi.", ("Bob", "Well?")]})
+    assert answer == json.loads(json.dumps(expected))
+
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    if "value" in expected:
+        assert text == f"sentiment intensity {expected['value']:+.2f} ± {expected['spread']:.2f}\n"
+    else:
+        assert text.splitlines()[0] == f"{expected['score']:6.1%}  {expected['label']}" and len(text.splitlines()) == 3
+
+    assert main([*arguments, "--method", "greedy"]) == 0
+    assert capsys.readouterr().out.startswith("no answer: ")
+
+
+def test_says_in_one_line_what_is_wrong(folder, capsys):
+    model, llm = str(folder / "model"), str(folder / "llm")
+    for arguments, message in (
+        (["--model", model, "--audio", "absent.npy"], "absent.npy"),
+        (["--model", model, "--audio", str(folder / "vision.npy")], "audio must be [time, 3]"),
+        (["--model", str(folder / "nowhere")], "nowhere"),
+        (["--model", llm], llm),
+    ):
+        assert main([*arguments, "--text", "x", "--device", "cpu"]) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("hf_mse_adapter: ") and message in error
