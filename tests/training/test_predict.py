@@ -1,0 +1,210 @@
+"""Offline inference: every recording once, whatever the number of processes and however often it is killed."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from hf_ecgmamba import (
+    EcgClassificationPipeline,
+    EcgMambaConfig,
+    EcgMambaFeatureExtractor,
+    EcgMambaForSequenceClassification,
+)
+from training.predict import list_recordings, main
+
+SCRIPT = Path(__file__).resolve().parents[2] / "training" / "predict.py"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(0)
+    config = EcgMambaConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        sampling_rate=50,
+        window_seconds=5.0,
+        encoder_strides=(4, 4),
+        encoder_kernel_sizes=(9, 5),
+        id2label={0: "AF", 1: "PVC", 2: "STE"},
+        problem_type="multi_label_classification",
+        thresholds=[0.5, 0.45, 0.55],
+    )
+    folder = tmp_path_factory.mktemp("model")
+    EcgMambaForSequenceClassification(config).save_pretrained(folder)
+    EcgMambaFeatureExtractor.from_model_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recordings(shared_data, tmp_path_factory):
+    """Forty real recordings, two of them broken, and a long one."""
+    folder = tmp_path_factory.mktemp("recordings")
+    source = shared_data / "ecg" / "cinc2021"
+    for header in sorted(source.glob("*.hea"))[:40]:
+        shutil.copy(header, folder)
+        shutil.copy(header.with_suffix(".mat"), folder)
+    headers = sorted(folder.glob("*.hea"))
+    headers[3].with_suffix(".mat").unlink()
+    (folder / "broken.csv").write_text("patient,age\nA,54\n")
+    time_axis = np.arange(120 * 50)
+    (folder / "holter").mkdir()
+    np.savez(
+        folder / "holter" / "long.npz",
+        array=np.sin(time_axis * np.arange(1, 13)[:, None] / 40).astype(np.float32),
+        sampling_rate=50,
+        units="mV",
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(model, recordings, tmp_path_factory):
+    """The table of a single process."""
+    output = tmp_path_factory.mktemp("alone")
+    main(flags(model, recordings, output))
+    return output
+
+
+def flags(model, recordings, output, *more):
+    given = {"model": model, "input": recordings, "output": output, "shard_size": 6, "batch_size": 8}
+    return [text for name, value in given.items() for text in (f"--{name}", str(value))] + list(more)
+
+
+def table(output):
+    frame = pd.concat([pd.read_parquet(path) for path in output.glob("scores-*.parquet")])
+    return frame.sort_values("record").reset_index(drop=True)
+
+
+def failures(output):
+    with (output / "failed.csv").open(newline="") as file:
+        return {row["record"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def assert_same_table(one, other):
+    one, other = table(one), table(other)
+    assert list(one.record) == list(other.record)
+    scores = [name for name in one if name.startswith("score_")]
+    assert np.allclose(one[scores], other[scores], atol=1e-6)
+    assert [list(x) for x in one.findings] == [list(x) for x in other.findings]
+    assert [list(x) for x in one.notes] == [list(x) for x in other.notes]
+    assert [len(x) for x in one.timeline] == [len(x) for x in other.timeline]
+
+
+def test_rows_are_what_the_pipeline_says(model, recordings, alone):
+    rows = table(alone)
+    assert len(rows) == 40 and rows.record.is_unique
+    reader = EcgMambaFeatureExtractor.from_pretrained(model)
+    pipeline = EcgClassificationPipeline(
+        model=EcgMambaForSequenceClassification.from_pretrained(model), feature_extractor=reader, device="cpu"
+    )
+    for row in [rows.iloc[0], rows.iloc[20], rows.iloc[-1]]:
+        result = pipeline(str(recordings / row.record))
+        for finding in result["findings"]:
+            assert row[f"score_{finding['label']}"] == pytest.approx(finding["score"], abs=1e-6)
+        assert list(row.findings) == [f["label"] for f in result["findings"] if f["present"]]
+        assert [stretch["label"] for stretch in row.timeline] == [s["label"] for s in result["timeline"]]
+        assert list(row.notes) == result["notes"]
+    long = rows[rows.record == "holter/long.npz"].iloc[0]
+    assert long.seconds == 120 and len(long.timeline) > 0
+
+
+def test_failures_are_listed_with_their_reason(recordings, alone):
+    lost = sorted(path.name for path in recordings.glob("*.hea") if not path.with_suffix(".mat").exists())
+    reasons = failures(alone)
+    assert sorted(reasons) == sorted([*lost, "broken.csv"])
+    assert ".mat" in reasons[lost[0]] and reasons["broken.csv"]
+    assert not set(reasons) & set(table(alone).record)
+
+
+def test_a_second_run_does_nothing(model, recordings, alone):
+    before = {path: path.stat().st_mtime_ns for path in alone.glob("scores-*")}
+    main(flags(model, recordings, alone))
+    assert {path: path.stat().st_mtime_ns for path in alone.glob("scores-*")} == before
+    assert len(failures(alone)) == 2
+
+
+def start(command):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True)  # fmt: skip
+
+
+def test_killed_and_started_again_has_every_record_once(model, recordings, alone, tmp_path):
+    process = start([sys.executable, str(SCRIPT), *flags(model, recordings, tmp_path)])
+    while not list(tmp_path.glob("scores-*")) and process.poll() is None:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    output, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL, output
+    assert 0 < len(table(tmp_path)) < 40 and not (tmp_path / "failed.csv").exists()
+    main(flags(model, recordings, tmp_path))
+    assert_same_table(tmp_path, alone)
+    assert failures(tmp_path) == failures(alone)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_table(model, recordings, alone, tmp_path):
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--cpu"]
+    process = start([*launch, str(SCRIPT), *flags(model, recordings, tmp_path)])
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert "process 1 of 2" in output
+    assert_same_table(tmp_path, alone)
+    assert failures(tmp_path) == failures(alone)
+
+
+def test_a_dataset_gives_the_same_scores(model, recordings, alone, tmp_path):
+    import wfdb
+
+    names = list(table(alone).record[:4])
+    rows = []
+    for name in names:
+        signal, fields = wfdb.rdsamp(str(recordings / name.removesuffix(".hea")))
+        rows.append(
+            {
+                "record": name,
+                "array": signal.T.astype(np.float32),
+                "sampling_rate": float(fields["fs"]),
+                "leads": fields["sig_name"],
+                "units": "mV",
+            }
+        )
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "dataset")
+    main(flags(model, tmp_path / "dataset", tmp_path / "scores", "--num_workers", "0"))
+    ours, theirs = table(tmp_path / "scores"), table(alone)[:4]
+    scores = ["score_AF", "score_PVC", "score_STE"]
+    assert list(ours.record) == names
+    assert np.allclose(ours[scores], theirs[scores], atol=1e-4)
+
+
+def test_what_counts_as_a_recording(shared_data):
+    names = list_recordings(shared_data / "ecg" / "odd" / "wfdb" / "multi-segment")
+    assert "041s/041s.hea" in names  # the whole, not its segments
+    assert not {"041s/041s01.hea", "041s/041s02.hea"} & set(names)
+    assert not [name for name in names if name.endswith(".dat")]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"), [(["--model", ""], "--model is missing"), (["--batch_size", "0"], "batch_size is 0")]
+)
+def test_bad_arguments_are_named(model, recordings, tmp_path, more, message):
+    with pytest.raises(ValueError, match=message):
+        main(flags(model, recordings, tmp_path, *more))
+
+
+def test_another_models_table_is_not_mixed_in(recordings, alone, model, tmp_path):
+    shutil.copytree(model, tmp_path / "other")
+    with pytest.raises(ValueError, match="written for another model"):
+        main(flags(tmp_path / "other", recordings, alone))

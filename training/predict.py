@@ -1,0 +1,337 @@
+"""Classify any number of ECG recordings over any number of processes and machines.
+
+    accelerate launch training/predict.py --model DIR_OR_ID --input FOLDER_OR_DATASET --output DIR
+
+writes DIR/scores-*.parquet: one row a recording with `record` (its path in the folder), `seconds`, `score_LABEL` for
+each label, `findings` (labels whose score reaches the threshold), `timeline` and `notes` as the pipeline gives them;
+and DIR/failed.csv: record and reason of those that could not be read. Started again, it goes on with what is missing,
+tries the failed ones once more, and may do so with another number of processes.
+
+    pandas.read_parquet("DIR")     # or datasets.load_dataset("parquet", data_files="DIR/scores-*.parquet")
+"""
+
+import csv
+import hashlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import torch
+from accelerate import PartialState
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from hf_ecgmamba import EcgClassificationPipeline, EcgMambaFeatureExtractor, EcgMambaForSequenceClassification
+from hf_ecgmamba.pipeline_ecg_classification import ScoredRecording, collate
+from training.launch import honor_num_processes, runs_on_cpu
+from training.recipe import parse_recipe
+from training.reports import atomic_path
+
+SUFFIXES = (".hea", ".mat", ".h5", ".hdf5", ".edf", ".bdf", ".npy", ".npz", ".csv", ".tsv", ".txt")
+
+
+@dataclass
+class PredictArguments:
+    model: str = field(default="", metadata={"help": "Folder or Hub id of an ECGMamba classifier."})
+    input: str = field(
+        default="",
+        metadata={
+            "help": "Folder of recordings; or folder (save_to_disk) or Hub id of a dataset with the columns array "
+            "(or path) and, where known, record, sampling_rate, leads, units."
+        },
+    )
+    output: str = field(default="", metadata={"help": "Folder for the table; what it already holds is skipped."})
+    pattern: str = field(default="**/*", metadata={"help": "Which files of the folder to take, as in Path.glob."})
+    split: str = field(default="train", metadata={"help": "Which split of a dataset to take."})
+    sampling_rate: float | None = field(default=None, metadata={"help": "Hz, of recordings that do not state theirs."})
+    batch_size: int = field(default=64, metadata={"help": "Windows that pass through the model at once."})
+    shard_size: int = field(default=1000, metadata={"help": "Recordings in a file; what a kill can cost a process."})
+    num_workers: int = field(default=1, metadata={"help": "Processes that read ahead, for each that computes."})
+
+    def __post_init__(self):
+        for name in ("model", "input", "output"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name} is missing")
+        for name, least in (("batch_size", 1), ("shard_size", 1), ("num_workers", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
+
+
+def main(arguments=None):
+    (options,) = parse_recipe((PredictArguments,), arguments)
+    # shares differ in size and machines in speed: whoever is done first waits for days rather than minutes
+    state = PartialState(cpu=runs_on_cpu(), timeout=timedelta(days=7))
+    model = EcgMambaForSequenceClassification.from_pretrained(options.model).to(state.device)
+    reader = EcgMambaFeatureExtractor.from_pretrained(options.model)
+    pipeline = EcgClassificationPipeline(model=model, feature_extractor=reader, device=state.device)
+
+    sources = find_sources(options)
+    shards = Shards(Path(options.output), list(model.config.id2label.values()), options.model, options.shard_size)
+    if state.is_main_process:
+        shards.remove_half_written()
+    done = shards.done()
+    share = range(state.process_index, len(sources), state.num_processes)
+    own = [index for index in share if sources.names[index] not in done]
+    state.wait_for_everyone()  # nobody writes before everybody has seen what is done
+
+    failed = []
+    progress = tqdm(
+        total=len(own), unit="recording", desc=f"process 1 of {state.num_processes}", disable=not state.is_main_process
+    )
+    for index, result in classify(pipeline, Reading(sources, own, pipeline, options), options):
+        name = sources.names[index]
+        if isinstance(result, str):
+            failed.append((name, result))
+        else:
+            shards.add({"record": name, **result})
+        progress.update()
+    shards.write()
+    progress.close()
+
+    write_table(shards.folder / f".failed-{state.process_index}.csv", failed)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        failed = gather_failed(shards.folder, state.num_processes)
+        print(f"{len(shards.done())} recordings in {shards.folder}, {len(failed)} failed (failed.csv)")
+
+
+# -- what there is to read ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Sources:
+    """Names, unique, and what the pipeline reads at each index."""
+
+    names: list[str]
+    recordings: Any
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, index):
+        return self.recordings[index]
+
+
+class DatasetRecordings:
+    """Rows of a `datasets.Dataset` as the pipeline takes them."""
+
+    def __init__(self, dataset):
+        columns = set(dataset.column_names)
+        if not columns & {"array", "path"}:
+            raise ValueError(f"the dataset has the columns {sorted(columns)}; expected array or path")
+        self.columns = [name for name in ("array", "sampling_rate", "leads", "units") if name in columns]
+        self.dataset = dataset.select_columns(self.columns if "array" in columns else ["path"]).with_format("numpy")
+
+    def __getitem__(self, index):
+        row = self.dataset[index]
+        if "path" in row:
+            return str(row["path"])
+        row = {name: value for name, value in row.items() if value is not None}
+        return {**row, **{name: list(map(str, row[name])) for name in ("leads",) if name in row}}
+
+
+def find_sources(options):
+    folder = Path(options.input)
+    saved = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+    if folder.is_dir() and not saved:
+        names = list_recordings(folder, options.pattern)
+        return Sources(names, [str(folder / name) for name in names])
+    dataset = datasets.load_from_disk(folder) if saved else datasets.load_dataset(options.input, split=options.split)
+    if isinstance(dataset, datasets.DatasetDict):
+        dataset = dataset[options.split]
+    names = list(map(str, dataset["record"])) if "record" in dataset.column_names else None
+    names = names or [f"{index:09d}" for index in range(len(dataset))]
+    if len(set(names)) < len(names):
+        raise ValueError("the dataset's column record has equal names; expected each once")
+    return Sources(names, DatasetRecordings(dataset))
+
+
+def list_recordings(folder, pattern="**/*"):
+    """
+    Paths of the recordings in `folder`, relative to it and sorted.
+
+    Of a recording with a header, the header; of a multi-segment one, the header of the whole. Other files of a known
+    kind are taken for recordings: a table of labels among them will fail and be listed so.
+    """
+    files = sorted(path for path in folder.glob(pattern) if path.suffix.lower() in SUFFIXES and path.is_file())
+    headers = [path for path in files if path.suffix.lower() == ".hea"]
+    segments = {header.with_name(f"{name}.hea") for header in headers for name in segments_of(header)}
+    return [
+        path.relative_to(folder).as_posix()
+        for path in files
+        if path not in segments and (path.suffix.lower() == ".hea" or not path.with_suffix(".hea").is_file())
+    ]
+
+
+def segments_of(header):
+    """Names of the records that a multi-segment WFDB header (its first line: NAME/SEGMENTS ...) puts together."""
+    lines = header.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = [line.split() for line in lines if line.strip() and not line.startswith("#")]
+    return [line[0] for line in lines[1:]] if lines and "/" in lines[0][0] else []
+
+
+# -- from recordings to results ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class Piece:
+    """A part of one recording on its way from the reader to the model: first `scored`, then `windows`, then `end`."""
+
+    index: int
+    scored: ScoredRecording | None = None
+    windows: tuple = ()
+    end: bool = False
+    failure: str | None = None
+
+
+class Reading(torch.utils.data.IterableDataset):
+    """The recordings of one process in pieces of a batch at most, so that memory does not grow with their length."""
+
+    def __init__(self, sources, indices, pipeline, options):
+        self.sources, self.indices, self.pipeline, self.options = sources, indices, pipeline, options
+
+    def __iter__(self) -> Iterator[Piece]:
+        worker = torch.utils.data.get_worker_info()
+        for index in self.indices if worker is None else self.indices[worker.id :: worker.num_workers]:
+            try:
+                windows, _ = self.pipeline.preprocess(self.sources[index], sampling_rate=self.options.sampling_rate)
+                yield Piece(index, scored=ScoredRecording(windows))
+                for some in in_batches(windows, self.options.batch_size):
+                    yield Piece(index, windows=some)
+                yield Piece(index, end=True)
+            except (ValueError, OSError) as error:
+                yield Piece(index, failure=str(error))
+
+
+def classify(pipeline, reading, options):
+    """(index, row of the table or reason of failure) for each recording, in the order in which they are finished."""
+    loader = torch.utils.data.DataLoader(reading, batch_size=None, num_workers=options.num_workers)
+    recordings, waiting, num_windows = {}, [], 0
+    for piece in loader:
+        if piece.failure is not None:
+            recordings.pop(piece.index, None)
+            yield piece.index, piece.failure
+        elif piece.scored is not None:
+            recordings[piece.index] = piece.scored
+        else:
+            waiting.append(piece)
+            num_windows += len(piece.windows)
+        if num_windows >= options.batch_size:
+            yield from score(pipeline, waiting, recordings, options.batch_size)
+            waiting, num_windows = [], 0
+    yield from score(pipeline, waiting, recordings, options.batch_size)
+
+
+def in_batches(items, size):
+    items = iter(items)
+    while some := tuple(islice(items, size)):
+        yield some
+
+
+def score(pipeline, pieces, recordings, batch_size):
+    """Runs the waiting windows through the model; yields what came to its end."""
+    pieces = [piece for piece in pieces if piece.index in recordings]  # the others failed further on
+    windows = [window for piece in pieces for window in piece.windows]
+    scores = iter(
+        [row for some in in_batches(windows, batch_size) for row in pipeline.forward(collate(some))["scores"].numpy()]
+    )
+    for piece in pieces:
+        for window in piece.windows:
+            recordings[piece.index].add(window, next(scores))
+        if piece.end:
+            yield piece.index, as_row(pipeline, recordings.pop(piece.index))
+
+
+def as_row(pipeline, scored):
+    try:
+        result = pipeline.postprocess(scored)
+    except ValueError as error:  # gaps in every window
+        return str(error)
+    return {
+        "seconds": scored.spans[-1][1],
+        **{f"score_{finding['label']}": finding["score"] for finding in result["findings"]},
+        "findings": [finding["label"] for finding in result["findings"] if finding["present"]],
+        "timeline": result["timeline"],
+        "notes": result["notes"],
+    }
+
+
+# -- what is written --------------------------------------------------------------------------------------------------
+
+
+class Shards:
+    """The table in DIR: parquet files of up to `shard_size` rows, each written whole or not at all."""
+
+    def __init__(self, folder, labels, model, shard_size):
+        self.folder, self.shard_size, self.rows = folder, shard_size, []
+        stretch = {"start": pyarrow.float64(), "end": pyarrow.float64(), "label": pyarrow.string()}
+        self.schema = pyarrow.schema(
+            [
+                ("record", pyarrow.string()),
+                ("seconds", pyarrow.float64()),
+                *((f"score_{label}", pyarrow.float32()) for label in labels),
+                ("findings", pyarrow.list_(pyarrow.string())),
+                ("timeline", pyarrow.list_(pyarrow.struct({**stretch, "score": pyarrow.float32()}))),
+                ("notes", pyarrow.list_(pyarrow.string())),
+            ],
+            metadata={"model": str(model)},
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def done(self):
+        """Names of the recordings in the table."""
+        names = set()
+        for path in self.folder.glob("scores-*.parquet"):
+            written = pyarrow.parquet.read_schema(path)
+            if written.names != self.schema.names or written.metadata[b"model"] != self.schema.metadata[b"model"]:
+                raise ValueError(
+                    f"{path} was written for another model; expected an empty folder or one of this model"
+                )
+            names.update(pyarrow.parquet.read_table(path, columns=["record"])["record"].to_pylist())
+        return names
+
+    def add(self, row):
+        self.rows.append(row)
+        if len(self.rows) == self.shard_size:
+            self.write()
+
+    def write(self):
+        if self.rows:
+            # a recording is in one shard alone, so the first one's name makes the file's unique
+            name = hashlib.sha256(self.rows[0]["record"].encode()).hexdigest()[:16]
+            with atomic_path(self.folder / f"scores-{name}.parquet") as temporary:
+                pyarrow.parquet.write_table(pyarrow.Table.from_pylist(self.rows, self.schema), temporary)
+            self.rows = []
+
+    def remove_half_written(self):
+        for path in (*self.folder.glob(".scores-*"), *self.folder.glob(".failed-*"), self.folder / "failed.csv"):
+            path.unlink(missing_ok=True)
+
+
+def write_table(path, failed):
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("record", "reason"), *failed])
+
+
+def gather_failed(folder, num_processes):
+    """Makes one failed.csv of those of the processes."""
+    failed = []
+    for path in [folder / f".failed-{rank}.csv" for rank in range(num_processes)]:
+        with path.open(newline="", encoding="utf-8") as file:
+            failed += [tuple(row) for row in csv.reader(file)][1:]
+        path.unlink()
+    write_table(folder / "failed.csv", sorted(failed))
+    return failed
+
+
+if __name__ == "__main__":
+    honor_num_processes()
+    main()
