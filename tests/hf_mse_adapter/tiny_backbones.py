@@ -7,6 +7,8 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from hf_mse_adapter import MseProcessor
+
 TEXTS = (
     "<Multimodal>I really love this film, it is great!</Multimodal> Sentiment intensity: 1.7",
     "How does the speaker feel, from -3.0 (very negative) to 3.0 (very positive)?",
@@ -77,3 +79,12 @@ def _learnt(texts, vocab_size):
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer.to_str()
+
+
+def build_batch(texts=("I love it", "no", "it is great fun"), labels=(1.0, -2.5, 0.3), padding_side="left", **fields):
+    """A processor's batch of three clips with audio of 7, 2, 5 and vision of 3, 6, 1 steps, 5 and 4 features wide."""
+    processor = MseProcessor(build_tokenizer(), audio_dim=5, vision_dim=4, padding_side=padding_side, **fields)
+    generator = torch.Generator().manual_seed(1)
+    audio = [torch.randn(steps, 5, generator=generator) for steps in (7, 2, 5)][: len(texts)]
+    vision = [torch.randn(steps, 4, generator=generator) for steps in (3, 6, 1)][: len(texts)]
+    return processor(list(texts), audio=audio, vision=vision, labels=list(labels) if labels else None)

@@ -1,0 +1,135 @@
+"""From a trained model to a folder that the Hub, an Inference Endpoint and anyone without this package can run."""
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from .modeling_mse_adapter import MseForConditionalGeneration
+
+logger = logging.getLogger(__name__)
+
+# the card's template, the endpoint's handler and its requirements, in a clone of the repository
+CARD_FOLDER = Path(__file__).resolve().parents[1] / "model_cards" / "mse_adapter"
+
+ENTRY_FILES = (
+    "configuration_mse_adapter",
+    "modeling_mse_adapter",
+    "processing_mse_adapter",
+    "pipeline_multimodal_sentiment",
+)
+AUTO_MAP = {
+    "AutoConfig": "configuration_mse_adapter.MseConfig",
+    "AutoModel": "modeling_mse_adapter.MseForConditionalGeneration",
+    "AutoProcessor": "processing_mse_adapter.MseProcessor",
+}
+TASK = "multimodal-sentiment"
+CUSTOM_PIPELINES = {
+    TASK: {
+        "impl": "pipeline_multimodal_sentiment.MultimodalSentimentPipeline",
+        "pt": ["AutoModel"],
+        "type": "multimodal",
+    }
+}
+BACKBONE_FOLDER = "language_model"
+
+
+def save_for_hub(model, processor, folder, *, include_backbone=None, card=None, card_folder=CARD_FOLDER):
+    """
+    Write a folder that loads anywhere with `trust_remote_code=True`: adapter weights, config, processor, all code, the
+    pipeline and, from `card_folder` where it is there, a model card and the files of an Inference Endpoint.
+
+    Each file is written whole and moved into place, config.json last; other files that lie in the folder, such as a
+    trainer's checkpoints, stay.
+
+    Args:
+        model (`MseForConditionalGeneration`), processor (`MseProcessor`).
+        folder (`str` or `Path`): made where it is missing.
+        include_backbone (`bool`, *optional*):
+            Put the LLM into the folder too, as "language_model". By default only one that nobody could fetch: without
+            a name, or with one that begins with "./".
+        card (`dict`, *optional*): texts for the card's template, by the names in its braces; more than the defaults.
+        card_folder (`str` or `Path`): README.md (template), handler.py, requirements.txt.
+
+    Returns:
+        `Path` of the folder.
+
+    Raises:
+        ValueError: if the model is of another class, or the processor does not fit it.
+    """
+    if not isinstance(model, MseForConditionalGeneration):
+        raise ValueError(f"model is a {type(model).__name__}; expected an MseForConditionalGeneration")
+    for field in ("audio_dim", "vision_dim", "num_pseudo_tokens", "task"):
+        expected, came = getattr(model.config, field), getattr(processor, field)
+        if came != expected:
+            raise ValueError(f"processor.{field} is {came!r}; expected {expected!r}, as the model's config has it")
+    folder, card_folder = Path(folder), Path(card_folder)
+    named = model.config.backbone_name_or_path
+    if include_backbone is None:
+        include_backbone = named is None or named.startswith("./")
+    if not include_backbone and os.path.isdir(named or ""):
+        logger.warning(f"the LLM is named by a folder of this machine, {named}: elsewhere the model will not find it")
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+        staging = Path(temporary)
+        _copy_code(staging)
+        model.save_pretrained(staging)
+        processor.save_pretrained(staging)
+        _add_to_json(staging / "processor_config.json", {"auto_map": {"AutoProcessor": AUTO_MAP["AutoProcessor"]}})
+        additions = {"auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
+        if include_backbone:
+            model.language_model.save_pretrained(staging / BACKBONE_FOLDER)
+            additions |= {"backbone_name_or_path": f"./{BACKBONE_FOLDER}", "backbone_revision": None}
+        _add_to_json(staging / "config.json", additions)
+        for file in ("handler.py", "requirements.txt"):
+            if (card_folder / file).is_file():
+                shutil.copyfile(card_folder / file, staging / file)
+        if (card_folder / "README.md").is_file():
+            _model_card(model, folder.resolve().name, card or {}, card_folder).save(staging / "README.md")
+        for item in sorted(staging.iterdir(), key=lambda item: item.name == "config.json"):
+            if item.is_dir() and (folder / item.name).is_dir():
+                shutil.rmtree(folder / item.name)
+            os.replace(item, folder / item.name)
+    return folder
+
+
+def _copy_code(folder):
+    here = Path(__file__).parent
+    for entry in ENTRY_FILES:
+        file = here / f"{entry}.py"
+        for needed in (file, *map(Path, get_relative_import_files(file))):
+            shutil.copyfile(needed, folder / needed.name)
+
+
+def _add_to_json(path, additions):
+    content = json.loads(path.read_text(encoding="utf-8")) | additions
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _model_card(model, name, texts, card_folder):
+    """The README.md of the folder, from the template in `card_folder`."""
+    config, backbone = model.config, model.config.backbone_name_or_path
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="other",
+        language=config.language,
+        tags=["mse-adapter", "multimodal-sentiment-analysis", "peft", TASK],
+        # the Hub links it; a folder cannot be linked
+        base_model=backbone if backbone and backbone[0] not in "./" else None,
+    )
+    known = {
+        "model_name": name,
+        "model_id": name,
+        "backbone": backbone or BACKBONE_FOLDER,
+        "parameters": f"{sum(parameter.numel() for parameter in model.adapter.parameters()):,}",
+        "num_pseudo_tokens": config.num_pseudo_tokens,
+        "audio_dim": config.audio_dim,
+        "vision_dim": config.vision_dim,
+    }
+    return ModelCard.from_template(data, template_path=str(card_folder / "README.md"), **(known | texts))
