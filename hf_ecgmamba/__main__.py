@@ -15,7 +15,7 @@ def main(arguments=None):
     options = parser().parse_args(arguments)
     try:
         result = classify(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"hf_ecgmamba: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     if options.json:
@@ -41,7 +41,7 @@ def parser():
     parser.add_argument("--leads", type=lambda text: text.split(","), help="of a file that does not, as I,II,V1")
     parser.add_argument("--units", help="of a file that does not: mV, uV, V or nV")
     parser.add_argument("--batch-size", type=int, default=16, help="windows at once (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: %(default)s)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the accelerator if there is one)")
     return parser
 
 

@@ -257,7 +257,7 @@ def test_explanation_of_a_short_recording_leaves_padding_out(ecg):
 
 
 def test_plot_returns_the_same_result_and_writes_the_picture(ecg, tmp_path):
-    result, figure = ecg.plot(recording(3.0), tmp_path / "ecg.png", top_k=2)
+    result, figure = ecg.plot(recording(3.0), tmp_path / "ecg.png", batch_size=4, top_k=2)
     assert result == ecg(recording(3.0), top_k=2)
     assert (tmp_path / "ecg.png").read_bytes().startswith(b"\x89PNG")
     assert "recording 0" in [text.get_text() for text in figure.axes[0].texts]
@@ -274,6 +274,10 @@ def test_bad_arguments(ecg):
             ecg(recording(), **arguments)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         ecg("nowhere.hea")
+    with pytest.raises(ValueError, match="speed: no such argument"):
+        ecg.explain(recording(), speed=25)
+    with pytest.raises(ValueError, match=r"thresholds is 0\.2; expected none for a single_label_classification"):
+        make_pipeline("single_label_classification", thresholds=None)(recording(), thresholds=0.2)
     with pytest.raises(ValueError, match=r"problem_type is None; expected one of multi_label"):
         make_pipeline(None)
 
