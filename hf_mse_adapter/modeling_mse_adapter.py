@@ -449,12 +449,13 @@ def _prompts(batch):
 
 def train_only_adapter(llm, mode=True):
     """
-    Bring a frozen LLM into training mode as far as it may go: none of its dropouts is active, so that it computes what
-    it does alone (choice). Blocks that recompute their activations look at their own `training` flag; it is set.
+    Bring a frozen LLM into training mode as far as it may go: without dropout, so that it computes what it does alone
+    (choice). Only a block that is to recompute its activations gets its own `training` flag, as it asks for that; in
+    the few architectures whose blocks apply dropout themselves (OPT), it is active then.
     """
     llm.eval()
     for module in llm.modules():
-        if mode and hasattr(module, "gradient_checkpointing"):
+        if mode and getattr(module, "gradient_checkpointing", False):
             module.training = True
 
 
@@ -695,11 +696,14 @@ class MseForConditionalGeneration(PreTrainedModel):
             train_only_adapter(self.language_model, mode)
         return self
 
-    def gradient_checkpointing_enable(self, *args, **kwargs):
-        self._llm().gradient_checkpointing_enable(*args, **kwargs)
+    def activation_checkpointing_enable(self, *args, **kwargs):
+        """The LLM's blocks recompute their activations in the backward pass: less memory, more time."""
+        self._llm().activation_checkpointing_enable(*args, **kwargs)
+        self.train(self.training)
 
-    def gradient_checkpointing_disable(self):
-        self._llm().gradient_checkpointing_disable()
+    def activation_checkpointing_disable(self):
+        self._llm().activation_checkpointing_disable()
+        self.train(self.training)
 
     def get_input_embeddings(self):
         return self._llm().get_input_embeddings()

@@ -134,10 +134,23 @@ class MseAdapterModel(BaseTuner):
         return predict_with_adapter(self, self.adapter, batch, answers, method)
 
     def train(self, mode=True):
+        """Only the adapters' dropout becomes active, see `train_only_adapter`."""
         super().train(mode)
         train_only_adapter(self.model, mode)
-        self.model.get_input_embeddings().train(mode)
+        self._layer().train(mode)
         return self
+
+    def activation_checkpointing_enable(self, *args, **kwargs):
+        self.model.activation_checkpointing_enable(*args, **kwargs)
+        self.train(self.training)
+
+    def activation_checkpointing_disable(self):
+        self.model.activation_checkpointing_disable()
+        self.train(self.training)
+
+    # the names that are deprecated in transformers, but not yet in PEFT's documentation
+    gradient_checkpointing_enable = activation_checkpointing_enable
+    gradient_checkpointing_disable = activation_checkpointing_disable
 
     def merge_adapter(self, *args, **kwargs):
         """Raises ValueError: pseudo tokens depend on the sample, so no weight of the LLM could hold them."""
