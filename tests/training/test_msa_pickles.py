@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from training.data import msa_pickles
+from training.data.msa_parquet import load_msa_parquet
 from training.data.msa_pickles import (
     UnsafePickleError,
     load_feature_dictionary_pickle,
@@ -17,6 +18,7 @@ from training.data.msa_pickles import (
     load_pickle,
 )
 from training.data.msa_samples import count_replaced
+from training.data.ravdess import load_ravdess_features
 
 CONTENT = {
     "float32": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -284,7 +286,7 @@ def test_files_of_another_layout_are_named(tmp_path):
     with pytest.raises(ValueError, match="entry 0"):
         load_mse_adapter_pickle(path)
     with pytest.raises(ValueError, match="dictionary of feature vectors"):
-        load_feature_dictionary_pickle(path, {"audio": (0, 1)}, str, str)
+        load_feature_dictionary_pickle(path, {"audio": (0, 1)}, describe={}.get)
 
 
 def test_mse_adapter_layout(shared_data):
@@ -315,13 +317,21 @@ def test_mse_adapter_layout_with_numbered_classes_and_missing_modalities(tmp_pat
     assert (dataset[1]["dialogue_id"], dataset[1]["speaker"]) == ("d1", "甲")
 
 
-def test_a_dictionary_of_features_takes_labels_only_from_the_rule_it_is_given(shared_data):
-    datasets = load_feature_dictionary_pickle(
-        shared_data / "msa" / "legacy" / "original_ravdess_au_mfcc.pkl",
-        columns={"vision": (0, 35), "audio": (35, 294)},
-        label_of_id=lambda sample_id: sample_id.split("-")[2],
-        split_of_id=lambda sample_id: "test" if int(sample_id.split("-")[6]) > 21 else "train",
-    )
-    assert {split: len(dataset) for split, dataset in datasets.items()} == {"train": 1260, "test": 180}
-    assert datasets["train"][0]["audio"].shape == (1, 259)
-    assert set(datasets["test"]["label"]) == {f"0{index}" for index in range(1, 9)}
+def test_ravdess_features_by_actor(shared_data):
+    datasets = load_ravdess_features(shared_data / "msa" / "legacy" / "original_ravdess_au_mfcc.pkl")
+    assert {split: len(dataset) for split, dataset in datasets.items()} == {"train": 1080, "valid": 180, "test": 180}
+    assert (datasets["train"][0]["audio"].shape, datasets["train"][0]["vision"].shape) == ((1, 259), (1, 35))
+    # the same clips, their action units found independently, stand in the parquet files under another channel number
+    parquet = load_msa_parquet(shared_data / "msa" / "ravdess", "classification")
+    known = {row["id"][2:]: row for row in parquet["valid"]}
+    for row in datasets["valid"]:
+        same = known[row["id"][2:]]
+        assert (row["label"], row["text"], row["speaker"]) == (same["label"], same["text"], same["speaker"])
+        np.testing.assert_allclose(row["vision"], same["vision"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("sample_id", ["clip_1", "03-01-09-01-01-01-01", "03-01-05-01-01-01"])
+def test_an_id_that_is_not_ravdess_is_named(tmp_path, sample_id):
+    path = write(tmp_path / "other.pkl", {sample_id: np.zeros(294)})
+    with pytest.raises(ValueError, match=f"{sample_id!r} is not an id of RAVDESS"):
+        load_ravdess_features(path)

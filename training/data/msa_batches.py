@@ -33,7 +33,7 @@ def earlier_utterances(dataset, num_utterances):
 
 class MsaSamples(torch.utils.data.Dataset):
     """
-    Samples as `MseProcessor.collate` takes them: text, audio, vision, label, and in a conversation speaker and context.
+    Samples as `MseProcessor.collate` takes them: text, audio, vision, label, in a conversation speaker and context.
 
     Indexed by a row, or by the pairs (row, epoch) of [`EpochSampler`], which are augmented. The id never goes in: some
     data sets spell the label out in it.
@@ -50,25 +50,32 @@ class MsaSamples(torch.utils.data.Dataset):
         unknown = set(withhold) - {"text", *MODALITIES}
         if unknown:
             raise ValueError(f"withhold takes text, audio and vision, not {', '.join(sorted(unknown))}")
-        self.dataset, self.withhold = dataset, withhold
+        self.columns = dataset.select_columns(["text", *MODALITIES, "label", "speaker"])
+        self.withhold = withhold
         self.augmentation, self.seed = augmentation, seed
         self.context = earlier_utterances(dataset, num_context_utterances) if num_context_utterances else None
 
     def __len__(self):
-        return len(self.dataset)
+        return len(self.columns)
 
     def __getitem__(self, index):
-        row_index, epoch = index if isinstance(index, tuple) else (index, None)
-        row = self.dataset[row_index]
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices):
+        pairs = [index if isinstance(index, tuple) else (index, None) for index in indices]
+        rows = self.columns.__getitems__([row for row, _ in pairs])
+        return [self._sample(row, index, epoch) for row, (index, epoch) in zip(rows, pairs, strict=True)]
+
+    def _sample(self, row, index, epoch):
         label = row["label"]
         sample = {"text": str(row["text"]), "label": str(label) if isinstance(label, str) else float(label)}
         for modality in MODALITIES:
             sample[modality] = row[modality] if len(row[modality]) else None
         if epoch is not None and self.augmentation is not None:
-            generator = np.random.default_rng((self.seed, epoch, row_index))
+            generator = np.random.default_rng((self.seed, epoch, index))
             for modality in MODALITIES:
                 if sample[modality] is not None:
                     sample[modality] = self.augmentation(sample[modality], modality, generator)
         if self.context is not None:
-            sample |= {"context": self.context[row_index], "speaker": str(row["speaker"])}
+            sample |= {"context": self.context[index], "speaker": str(row["speaker"])}
         return sample | {name: "" if name == "text" else None for name in self.withhold}

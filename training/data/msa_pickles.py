@@ -323,35 +323,36 @@ def _mse_adapter_samples(entries, path):
         yield sample
 
 
-def load_feature_dictionary_pickle(path, columns, label_of_id, split_of_id):
-    """Load a dictionary id -> feature vector, as the RAVDESS feature file of action units and MFCCs is.
+def load_feature_dictionary_pickle(path, columns, describe):
+    """Load a dictionary id -> feature vector, as the RAVDESS file of action units and MFCCs is.
 
     Such a file holds neither words nor labels, so the caller says how to tell them from an id. The id is used for
     nothing else and must never reach a model.
 
     Args:
         path: the pickle.
-        columns (dict[str, tuple[int, int]]): modality -> first and last-but-one column of the vector.
-        label_of_id, split_of_id (Callable[[str], str]): label and split (train, valid or test) of an id.
+        columns (dict[str, tuple[int, int]]): modality -> first column of the vector and the one behind the last.
+        describe (Callable[[str], dict]): split (train, valid or test), label, text and, where known, speaker of an id.
 
     Returns:
-        dict[str, Dataset]: by split; each sample has one step per modality and an empty text.
+        dict[str, Dataset]: by split; each sample has one step per modality.
 
     Raises:
         OSError, UnsafePickleError: as `load_pickle`.
-        ValueError: the content is not of this layout, or a column lies beyond its vectors.
+        ValueError: the content is not of this layout, or its vectors are not as wide as `columns` says.
     """
     content = load_pickle(path)
     if not isinstance(content, dict) or not all(isinstance(vector, np.ndarray) for vector in content.values()):
         raise ValueError(f"{path} is not a dictionary of feature vectors by id")
-    widths = {vector.shape for vector in content.values()}
-    last = max(stop for _, stop in columns.values())
-    if len(widths) != 1 or len(*widths) != 1 or last > min(*widths):
-        raise ValueError(f"{path}: expected vectors [dim] of one width of at least {last}, found {sorted(widths)}")
+    shapes = {vector.shape for vector in content.values()}
+    width = max(stop for _, stop in columns.values())
+    if shapes != {(width,)}:
+        raise ValueError(f"{path}: expected vectors of {width} numbers, found the shapes {sorted(shapes)}")
     samples = {split: [] for split in SPLITS}
     for sample_id, vector in content.items():
-        parts = {modality: vector[start:stop] for modality, (start, stop) in columns.items()}
-        samples[split_of_id(sample_id)].append({"id": sample_id, "text": "", "label": label_of_id(sample_id), **parts})
+        described = describe(sample_id)
+        features = {modality: vector[start:stop] for modality, (start, stop) in columns.items()}
+        samples[described["split"]].append({"id": sample_id, **described, **features})
     return {
         split: samples_to_dataset(rows, "classification", f"{path}, {split}")
         for split, rows in samples.items()

@@ -1,0 +1,449 @@
+"""Train an MSE-Adapter: a frozen causal LLM learns to read sentiment or emotion from words, voice and face.
+
+    accelerate launch training/run_msa.py training/recipes/msa_mosei_llama2.yaml --data_path mosei.pkl [--seeds 1 2]
+
+A recipe names a data set, a backbone and whatever differs from the defaults below; flags win over the recipe. Every
+seed leaves a Hub-ready folder `seed_N` (adapter, processor, pipeline and code; of the LLM only its name), its metrics
+and its predictions as csv; all seeds together results.json, results.md with mean and deviation, and the curves as a
+picture. Interrupted, the same command with `--resume_from_checkpoint` goes on exactly where it was.
+"""
+
+import copy
+import csv
+import json
+import math
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    EarlyStoppingCallback,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_utils import SaveStrategy
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from hf_mse_adapter.configuration_mse_adapter import MseConfig
+from hf_mse_adapter.modeling_mse_adapter import MseForConditionalGeneration
+from hf_mse_adapter.processing_mse_adapter import PROMPT_TEMPLATES, MseProcessor
+from hf_mse_adapter.publishing_mse_adapter import save_for_hub
+from training.checkpoints import EpochSampler, SetEpoch, last_checkpoint
+from training.data.msa_augmentation import FeatureAugmentation
+from training.data.msa_batches import MsaSamples
+from training.data.msa_functionals import with_window_functionals
+from training.data.msa_parquet import load_msa_parquet
+from training.data.msa_pickles import load_mmsa_pickle, load_mse_adapter_pickle
+from training.data.msa_samples import SPLITS, count_replaced
+from training.data.ravdess import load_ravdess_features
+from training.data.simulated_msa import load_simulated_msa
+from training.data.tiny_language_model import build_tiny_language_model
+from training.recipe import parse_recipe
+from training.reports import atomic_path, markdown_table, plot_training_curves, write_json
+
+METRICS = Path(__file__).resolve().parent / "metrics"
+TINY = "tiny"
+AUGMENTATIONS = tuple(field.name for field in fields(FeatureAugmentation) if field.name != "statistics")
+
+
+@dataclass
+class DataArguments:
+    dataset: str = field(
+        default="simulated", metadata={"help": "simulated, mmsa, mse_adapter, parquet or ravdess_features."}
+    )
+    data_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "mmsa, ravdess_features: the pickle. mse_adapter: one pickle per split, {split} standing for "
+            "train, valid and test. parquet: the folder."
+        },
+    )
+    num_samples: int = field(default=1200, metadata={"help": "simulated: how many clips."})
+    task: str = field(default="regression", metadata={"help": "regression or classification."})
+    metric: str = field(default="mosi", metadata={"help": "regression: mosi or sims."})
+    label_range: list[float] = field(default_factory=lambda: [-3.0, 3.0])
+    label_step: float = field(default=0.1, metadata={"help": "Distance of the numbers that the LLM may answer."})
+    labels: list[str] | None = field(
+        default=None,
+        metadata={"help": "classification: the classes in order; those of the training split by default."},
+    )
+    language: str = field(default="en", metadata={"help": "Of the prompt: en or zh."})
+    num_context_utterances: int = field(default=0, metadata={"help": "Earlier utterances of the dialogue to show."})
+    withhold: list[str] = field(
+        default_factory=list, metadata={"help": "Of text, audio and vision, what the model never sees."}
+    )
+    audio_window: int = field(
+        default=0,
+        metadata={"help": "Steps of the windows whose functionals stand for the audio; 0: no windows."},
+    )
+    audio_hop: int = field(default=0, metadata={"help": "Distance of the windows; half of audio_window by default."})
+    time_crop: int = field(default=0, metadata={"help": "See FeatureAugmentation for this and the next."})
+    time_masks: int = 0
+    time_mask_steps: int = 0
+    feature_masks: int = 0
+    feature_mask_features: int = 0
+    feature_dropout: float = 0.0
+    noise: float = 0.0
+    offset: float = 0.0
+
+    def __post_init__(self):
+        if self.dataset not in LOADERS:
+            raise ValueError(f"dataset is {self.dataset!r}; expected one of {', '.join(LOADERS)}")
+        if self.dataset != "simulated" and self.data_path is None:
+            raise ValueError(f"data_path is missing; expected where the {self.dataset} data lies")
+        if self.task not in ("regression", "classification"):
+            raise ValueError(f"task is {self.task!r}; expected regression or classification")
+        if self.metric not in ("mosi", "sims"):
+            raise ValueError(f"metric is {self.metric!r}; expected mosi or sims")
+
+
+@dataclass
+class ModelArguments:
+    """What is not given keeps the default of MseConfig."""
+
+    backbone: str = field(
+        default="tiny", metadata={"help": "Id or folder of a causal LLM, or `tiny`: a random one built on the spot."}
+    )
+    backbone_revision: str | None = None
+    trust_remote_code: bool = False
+    dtype: str = field(default="float32", metadata={"help": "Of the LLM; the adapter is trained in float32."})
+    quantization: str | None = field(default=None, metadata={"help": "4bit or 8bit (bitsandbytes)."})
+    tiny_hidden_size: int = 64
+    tiny_num_hidden_layers: int = 2
+    audio_hidden_size: int | None = None
+    vision_hidden_size: int | None = None
+    mixer_dim: int | None = None
+    scales: list[int] | None = None
+    num_pseudo_tokens: int | None = None
+    dropout: float | None = None
+    head: str | None = field(default=None, metadata={"help": "none, alone or beside."})
+    prompt_template: str | None = None
+    answer_method: str | None = field(
+        default=None, metadata={"help": "How answers are made, see AnswerFormat.predict and the model's head."}
+    )
+
+    def __post_init__(self):
+        if self.quantization not in (None, "4bit", "8bit"):
+            raise ValueError(f"quantization is {self.quantization!r}; expected 4bit or 8bit")
+
+
+@dataclass
+class MsaTrainingArguments(TrainingArguments):
+    """TrainingArguments with the paper's procedure as defaults."""
+
+    output_dir: str | None = "runs/msa"
+    seeds: list[int] = field(
+        default_factory=lambda: [1111, 2222, 3333, 4444, 5555], metadata={"help": "One training each."}
+    )
+    early_stopping_patience: int | None = field(
+        default=8, metadata={"help": "Epochs without a better validation score before training ends."}
+    )
+    group_by_length: bool = field(default=True, metadata={"help": "Batches of clips of like length."})
+    learning_rate: float = 5e-5
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = 0.1
+    num_train_epochs: float = 30.0
+    per_device_train_batch_size: int = 8
+    per_device_eval_batch_size: int = 32
+    eval_strategy: str = "epoch"
+    save_strategy: SaveStrategy | str = "epoch"
+    logging_strategy: str = "epoch"
+    save_total_limit: int | None = 1
+    load_best_model_at_end: bool = True
+    resume_from_checkpoint: bool = field(
+        default=False, metadata={"help": "Go on with what lies in output_dir: finished seeds are kept."}
+    )
+    restore_callback_states_from_checkpoint: bool = True
+    remove_unused_columns: bool | None = False
+    report_to: str = "none"
+    dataloader_pin_memory: bool = torch.cuda.is_available()
+
+
+def main(arguments=None):
+    data, network, training = parse_recipe((DataArguments, ModelArguments, MsaTrainingArguments), arguments)
+    with training.main_process_first(desc="reading the data"):
+        splits = load_splits(data)
+    if training.process_index == 0:
+        report_replaced(splits)
+    backbone, tokenizer = load_backbone(network, splits["train"]["text"][:])
+    runs = {seed: train_seed(seed, data, network, training, splits, backbone, tokenizer) for seed in training.seeds}
+    if training.process_index == 0:
+        write_results(runs, Path(training.output_dir), data)
+    return {seed: metrics for seed, (metrics, _) in runs.items()}
+
+
+def load_splits(data):
+    """The data set by split; train and valid must be there, and every label known."""
+    splits = LOADERS[data.dataset](data)
+    for split in ("train", "valid"):
+        if split not in splits:
+            raise ValueError(f"{data.data_path} has no {split} split; training needs train and valid")
+    if data.audio_window:
+        hop = data.audio_hop or max(1, data.audio_window // 2)
+        splits = {
+            split: with_window_functionals(dataset, "audio", data.audio_window, hop)
+            for split, dataset in splits.items()
+        }
+    if data.task == "classification":
+        data.labels = data.labels or sorted({str(label) for label in splits["train"]["label"]})
+        for split, dataset in splits.items():
+            unknown = {str(label) for label in dataset["label"]} - set(data.labels)
+            if unknown:
+                raise ValueError(f"the {split} split has the labels {sorted(unknown)}; expected {data.labels}")
+    return splits
+
+
+def load_mse_adapter_splits(data):
+    if "{split}" not in data.data_path:
+        raise ValueError(f"data_path is {data.data_path!r}; expected one with {{split}} for train, valid and test")
+    paths = {split: Path(data.data_path.replace("{split}", split)) for split in SPLITS}
+    return {split: load_mse_adapter_pickle(path, data.task) for split, path in paths.items() if path.is_file()}
+
+
+LOADERS = {
+    "simulated": lambda data: load_simulated_msa(data.num_samples, data.task),
+    "mmsa": lambda data: load_mmsa_pickle(data.data_path),
+    "mse_adapter": load_mse_adapter_splits,
+    "parquet": lambda data: load_msa_parquet(data.data_path, data.task),
+    "ravdess_features": lambda data: load_ravdess_features(data.data_path),
+}
+
+
+def report_replaced(splits):
+    for split, dataset in splits.items():
+        for modality, count in count_replaced(dataset).items():
+            if count["values"]:
+                print(
+                    f"{split}: replaced {count['values']} NaN or infinite values of {modality} "
+                    f"in {count['samples']} samples"
+                )
+
+
+def load_backbone(network, texts):
+    """The frozen LLM and its tokenizer; a tiny one learns its vocabulary from `texts` and the prompts."""
+    if network.backbone == TINY:
+        texts = [*texts, *PROMPT_TEMPLATES.values(), network.prompt_template or ""]
+        return build_tiny_language_model(texts, network.tiny_hidden_size, network.tiny_num_hidden_layers)
+    where = {"revision": network.backbone_revision, "trust_remote_code": network.trust_remote_code}
+    quantization = network.quantization and BitsAndBytesConfig(
+        load_in_4bit=network.quantization == "4bit",
+        load_in_8bit=network.quantization == "8bit",
+        bnb_4bit_compute_dtype=network.dtype,
+    )
+    backbone = AutoModelForCausalLM.from_pretrained(
+        network.backbone, dtype=network.dtype, quantization_config=quantization, **where
+    )
+    return backbone, AutoTokenizer.from_pretrained(network.backbone, **where)
+
+
+def build_model(data, network, splits, backbone, tokenizer):
+    """An untrained adapter on the LLM, and the processor that knows its answers and the features' statistics."""
+    names = ("audio_hidden_size", "vision_hidden_size", "mixer_dim", "scales", "num_pseudo_tokens", "dropout", "head")
+    given = {
+        name: getattr(network, name) for name in (*names, "prompt_template") if getattr(network, name) is not None
+    }
+    if data.task == "regression":
+        given |= {"label_range": tuple(data.label_range), "label_step": data.label_step}
+    else:
+        given |= {"id2label": dict(enumerate(data.labels))}
+    config = MseConfig(
+        audio_dim=splits["train"].features["audio"].shape[1],
+        vision_dim=splits["train"].features["vision"].shape[1],
+        task=data.task,
+        language=data.language,
+        # without a name, a tiny LLM travels in the model's own folder
+        backbone_name_or_path=None if network.backbone == TINY else network.backbone,
+        backbone_revision=network.backbone_revision,
+        **given,
+    )
+    processor = MseProcessor.from_config(config, tokenizer)
+    samples = MsaSamples(splits["train"], withhold=data.withhold)
+    processor.fit(samples[index] for index in range(len(samples)))
+    return MseForConditionalGeneration.from_backbone(backbone, config), processor
+
+
+class MseTrainer(Trainer):
+    """Trainer that answers where others compute logits, and whose training samples carry their epoch."""
+
+    def __init__(self, *args, held_out, answer_method, lengths, **kwargs):
+        super().__init__(*args, eval_dataset=held_out["valid"], **kwargs)
+        self.held_out, self.answer_method, self.lengths = held_out, answer_method, lengths
+
+    def _get_train_sampler(self, train_dataset=None):
+        step_size = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        sampler = EpochSampler(len(self.train_dataset), self.args.seed, step_size, self.lengths)
+        self.add_callback(SetEpoch(sampler))
+        return sampler
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Loss, answers [batch, 2 or 1 + classes] and labels [batch].
+
+        An answer is value and spread, or class index and probabilities; a value that could not be read is NaN, an
+        index -1.
+        """
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad():
+            loss = model(**inputs)["loss"]
+            model = self.accelerator.unwrap_model(model)
+            predictions = model.predict(inputs, self.processing_class.answers, method=self.answer_method)
+        rows = [self._as_row(prediction) for prediction in predictions]
+        return loss, torch.tensor(rows, device=loss.device), inputs["label_values"]
+
+    def _as_row(self, prediction):
+        answers = self.processing_class.answers
+        if answers.task == "regression":
+            return [math.nan if prediction.value is None else prediction.value, prediction.spread or 0.0]
+        index = -1 if prediction.value is None else prediction.value
+        return [float(index), *(prediction.probabilities or [0.0] * len(answers.labels))]
+
+
+def build_trainer(model, processor, splits, data, network, training):
+    augmentation = FeatureAugmentation(
+        processor.feature_statistics,
+        **{name: getattr(data, name) for name in AUGMENTATIONS},
+    )
+    seen = {"num_context_utterances": data.num_context_utterances, "withhold": data.withhold}
+    lengths = None
+    if training.group_by_length:
+        lengths = np.asarray(splits["train"]["audio_steps"][:]) + np.asarray(splits["train"]["vision_steps"][:])
+    callbacks = []
+    if training.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
+    return MseTrainer(
+        model=model,
+        args=training,
+        data_collator=processor.collate,
+        train_dataset=MsaSamples(splits["train"], **seen, augmentation=augmentation, seed=training.seed),
+        held_out={split: MsaSamples(splits[split], **seen) for split in splits if split != "train"},
+        processing_class=processor,
+        compute_metrics=metrics_of(data),
+        callbacks=callbacks,
+        answer_method=network.answer_method,
+        lengths=lengths,
+    )
+
+
+def load_metric(data):
+    # kept in memory: the processes of one training would lock each other's cache files
+    if data.task == "classification":
+        return evaluate.load(str(METRICS / "erc_classification"), keep_in_memory=True)
+    return evaluate.load(str(METRICS / "msa_regression"), data.metric, keep_in_memory=True)
+
+
+def metrics_of(data):
+    """The function that turns the trainer's answers and labels into the field's metrics."""
+    metric = load_metric(data)
+
+    def compute_metrics(prediction):
+        answers, labels = prediction.predictions, prediction.label_ids
+        if data.task == "classification":
+            metrics = metric.compute(predictions=answers[:, 0].astype(int), references=labels, labels=data.labels)
+        else:
+            answered = ~np.isnan(answers[:, 0])
+            metrics = {
+                "mae": data.label_range[1] - data.label_range[0]
+            }  # the worst there is, where nothing is answered
+            if answered.any():
+                metrics = metric.compute(predictions=answers[answered, 0], references=labels[answered])
+            metrics["unparsable"] = int((~answered).sum())
+        return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+
+    return compute_metrics
+
+
+def train_seed(seed, data, network, training, splits, backbone, tokenizer):
+    """Train once. Returns the metrics by split and the trainer's log; both are read back where a seed has finished."""
+    folder = Path(training.output_dir) / f"seed_{seed}"
+    finished = folder / "metrics.json"
+    if training.resume_from_checkpoint and finished.is_file():
+        return read_finished(folder)
+    if not training.resume_from_checkpoint and folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(
+            f"{folder} holds an earlier run; go on with it by --resume_from_checkpoint, or choose another output_dir"
+        )
+    training = copy.copy(training)
+    training.output_dir, training.seed = str(folder), seed
+    training.metric_for_best_model = "mae" if data.task == "regression" else "weighted_f1"
+    training.greater_is_better = data.task == "classification"
+    set_seed(seed)
+    model, processor = build_model(data, network, splits, backbone, tokenizer)
+    trainer = build_trainer(model, processor, splits, data, network, training)
+    checkpoint = last_checkpoint(folder, training.world_size) if training.resume_from_checkpoint else None
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+    metrics = {}
+    for split, samples in trainer.held_out.items():
+        output = trainer.predict(samples, metric_key_prefix=split)
+        metrics[split] = {
+            name.removeprefix(f"{split}_"): value
+            for name, value in output.metrics.items()
+            if not name.endswith(("_runtime", "_per_second"))
+        }
+        if trainer.is_world_process_zero():
+            write_predictions(folder / f"predictions_{split}.csv", splits[split], output.predictions, data)
+    if trainer.is_world_process_zero():
+        save_for_hub(model, processor, folder)
+        write_json(folder / "history.json", trainer.state.log_history)
+        # last, because it says that all the rest is there
+        write_json(finished, metrics)
+    trainer.accelerator.wait_for_everyone()
+    return metrics, trainer.state.log_history
+
+
+def read_finished(folder):
+    return tuple(json.loads((folder / name).read_text(encoding="utf-8")) for name in ("metrics.json", "history.json"))
+
+
+def write_predictions(path, dataset, answers, data):
+    """One row per sample: id, text, label, prediction, and its spread or the classes' probabilities."""
+    if data.task == "regression":
+        header = ["prediction", "spread"]
+        rows = [["" if math.isnan(value) else value, spread] for value, spread in answers.tolist()]
+    else:
+        header = ["prediction", *(f"probability {label}" for label in data.labels)]
+        rows = [
+            ["" if index < 0 else data.labels[int(index)], *probabilities]
+            for index, *probabilities in answers.tolist()
+        ]
+    columns = [dataset[name][:] for name in ("id", "text", "label")]
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "text", "label", *header])
+        writer.writerows([*sample, *row] for *sample, row in zip(*columns, rows, strict=True))
+
+
+def write_results(runs, output_dir, data):
+    """results.json, results.md with mean and deviation over the seeds, and the training curves."""
+    tables = []
+    for split in next(iter(runs.values()))[0]:
+        measured = {seed: metrics[split] for seed, (metrics, _) in runs.items()}
+        # a metric that one seed leaves undefined has no mean
+        names = [name for name in next(iter(measured.values())) if all(name in run for run in measured.values())]
+        rows = [[seed, *(run[name] for name in names)] for seed, run in measured.items()]
+        values = np.array([row[1:] for row in rows], dtype=float)
+        rows.append(["mean", *values.mean(axis=0).tolist()])
+        if len(rows) > 2:
+            rows.append(["deviation", *values.std(axis=0, ddof=1).tolist()])
+        tables.append(f"{split}\n\n{markdown_table(['seed', *names], rows)}")
+    report = "\n\n".join(tables)
+    print(report)
+    with atomic_path(output_dir / "results.md") as temporary:
+        temporary.write_text(report + "\n", encoding="utf-8")
+    write_json(output_dir / "results.json", {seed: metrics for seed, (metrics, _) in runs.items()})
+    plot_training_curves(
+        {f"seed {seed}": history for seed, (_, history) in runs.items()},
+        output_dir / "training_curves.png",
+        metric="mae" if data.task == "regression" else "weighted_f1",
+    )
+
+
+if __name__ == "__main__":
+    main()
