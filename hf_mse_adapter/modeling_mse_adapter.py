@@ -59,7 +59,8 @@ class ModalityEncoder(nn.Module):
             `torch.Tensor` [batch, output_dim]
         """
         if values.shape[1] == 0:
-            return values.new_zeros(len(values), self.projection.out_features)
+            # one masked step, so that every parameter has a gradient, as distributed training expects
+            values, mask = F.pad(values, (0, 0, 0, 1)), F.pad(mask, (0, 1))
         # true steps to the front, in order: then padding comes after the last of them and cannot change its state
         order = mask.int().argsort(dim=1, descending=True, stable=True)
         values = values.masked_fill(~mask[..., None], 0).gather(1, order[..., None].expand_as(values))
@@ -491,6 +492,8 @@ class MseForConditionalGeneration(PreTrainedModel):
         self.register_state_dict_post_hook(_leave_out_language_model)
         self.register_load_state_dict_post_hook(_do_not_miss_language_model)
         self.post_init()
+        # chosen by transformers for a model that has no attention of its own; the LLM must not inherit it
+        config._attn_implementation = None
         if backbone is not None:
             self.set_language_model(backbone)
 
@@ -555,6 +558,11 @@ class MseForConditionalGeneration(PreTrainedModel):
         hub_options = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
         own_place = {name: kwargs[name] for name in ("revision", "subfolder") if kwargs.get(name)}
         folder = pretrained_model_name_or_path
+        if isinstance(config, MseConfig) and config._attn_implementation is not None:
+            # AutoModel writes the option into the config; it is the LLM that attends
+            attn_implementation = attn_implementation or config._attn_implementation
+            config = copy.deepcopy(config)
+            config._attn_implementation = None
         loading_info = None
         if config is None and _is_peft_folder(folder, hub_options | own_place):
             model = cls._from_peft_folder(folder, hub_options | own_place)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     GlmConfig,
@@ -127,7 +128,10 @@ def test_an_encoder_without_steps_gives_zeros():
     mask = torch.tensor([[True, True], [False, False]])
     encoded = encoder(torch.randn(2, 2, 5), mask)
     assert encoded[0].abs().sum() > 0 and not encoded[1].any()
-    assert torch.equal(encoder(torch.zeros(2, 0, 5), torch.zeros(2, 0, dtype=torch.bool)), torch.zeros(2, 3))
+    empty = encoder(torch.zeros(2, 0, 5), torch.zeros(2, 0, dtype=torch.bool))
+    assert torch.equal(empty, torch.zeros(2, 3))
+    empty.sum().backward()
+    assert all(parameter.grad is not None for parameter in encoder.parameters())
 
 
 def test_the_mixer_is_the_papers_equation():
@@ -505,6 +509,53 @@ def test_loading_without_an_llm_or_with_a_wrong_one(tmp_path):
         MseForConditionalGeneration.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no LLM"):
         MseForConditionalGeneration(MseConfig(**FIELDS, hidden_size=64))(**build_batch())
+
+
+OLD_REMOTE_CODE = """
+from transformers import LlamaForCausalLM
+
+class OldForCausalLM(LlamaForCausalLM):
+    def forward(self, attention_mask=None, inputs_embeds=None, use_cache=None, output_hidden_states=None):
+        inputs = {"attention_mask": attention_mask, "inputs_embeds": inputs_embeds}
+        return super().forward(**inputs, use_cache=use_cache, output_hidden_states=output_hidden_states)
+
+    def get_output_embeddings(self):
+        return None
+"""
+
+
+def test_an_llm_of_remote_code_that_offers_little(tmp_path):
+    """No position_ids, no logits_to_keep, no output embeddings: the embeddings alone are enough."""
+    llm = build_backbone()
+    llm.config.auto_map = {"AutoModelForCausalLM": "modeling_old.OldForCausalLM"}
+    llm.save_pretrained(tmp_path / "llm")
+    (tmp_path / "llm" / "modeling_old.py").write_text(OLD_REMOTE_CODE)
+    model = build_model(head="beside", backbone=llm)
+    model.config.backbone_name_or_path = str(tmp_path / "llm")
+    model.save_pretrained(tmp_path / "model")
+    loaded = MseForConditionalGeneration.from_pretrained(tmp_path / "model", trust_remote_code=True)
+    assert type(loaded.language_model).__name__ == "OldForCausalLM"
+    batch = build_batch(padding_side="right")
+    ours, expected = loaded(**batch), model(**batch)
+    torch.testing.assert_close(ours.loss, expected.loss)
+    torch.testing.assert_close(ours.head_output, expected.head_output)
+    assert ours.logits.shape == expected.logits.shape
+
+
+def test_auto_model_passes_on_what_the_llm_needs(tmp_path):
+    build_backbone().save_pretrained(tmp_path / "model" / "llm")
+    model = build_model()
+    model.config.backbone_name_or_path = "./llm"
+    model.save_pretrained(tmp_path / "model")
+    loaded = AutoModel.from_pretrained(tmp_path / "model", dtype="bfloat16", attn_implementation="eager")
+    assert loaded.language_model.dtype == torch.bfloat16 and loaded.adapter.dtype == torch.float32
+    assert loaded.language_model.config._attn_implementation == "eager"
+    again = MseForConditionalGeneration.from_pretrained(tmp_path / "model", config=model.config)
+    assert again.language_model.config._attn_implementation == "sdpa"
+    llm = build_backbone()
+    given = AutoModel.from_pretrained(tmp_path / "model", backbone=llm)
+    assert given.language_model is llm
+    assert torch.equal(given(**build_batch()).loss, model(**build_batch()).loss)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
