@@ -10,12 +10,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from numbers import Real
 
 import numpy as np
 from transformers import BatchFeature
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 
-from .recording import STANDARD_LEADS, RecordingFile, can_be_millivolts, lead_name, open_recording, unit_in_millivolts
+from .recording import (
+    STANDARD_LEADS,
+    RecordingFile,
+    can_be_millivolts,
+    lead_name,
+    library,
+    open_recording,
+    unit_in_millivolts,
+)
 
 NORMALIZATIONS = ("none", "mean", "per_record", "per_lead")
 
@@ -33,6 +42,10 @@ _FLAT_MILLIVOLTS = 1e-6
 _CHUNK_SECONDS = 300.0  # of a long recording read at once
 _BASELINE_SECONDS = (0.2, 0.6)
 _FILTER_PERIODS = 16
+
+
+class GapError(ValueError):
+    """A lead lacks samples for longer than may be filled in."""
 
 
 @dataclass
@@ -261,7 +274,11 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
         """`[batch, leads, time]` in millivolts if the recordings are arrays of one shape that hold the model's leads
         and nothing that needs a closer look, else None."""
         first = recordings[0]
-        if sampling_rate is None or any(getattr(r, "shape", None) != getattr(first, "shape", ()) for r in recordings):
+        if any(getattr(recording, "shape", None) != getattr(first, "shape", ()) for recording in recordings):
+            return None
+        if not isinstance(sampling_rate, Real) or not 0 < sampling_rate < math.inf or isinstance(leads, str):
+            return None
+        if units is not None and not isinstance(units, (str, Real)):
             return None
         named = self.leads if leads is None else tuple(lead_name(lead) or lead for lead in leads if lead is not None)
         if named != self.leads or len(first.shape) != 2 or first.shape[0] != len(self.leads):
@@ -299,28 +316,25 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
         if self.remove_baseline:
             memory += sum(math.ceil(seconds / 2 * self.sampling_rate) + 1 for seconds in _BASELINE_SECONDS)
         if self.bandpass is not None:
-            from scipy.signal import butter
-
-            _, poles, _ = butter(3, self.bandpass, "bandpass", fs=self.sampling_rate, output="zpk")
+            _, poles, _ = library("scipy.signal").butter(
+                3, self.bandpass, "bandpass", fs=self.sampling_rate, output="zpk"
+            )
             memory += math.ceil(math.log(1e-6) / math.log(np.abs(poles).max()))
         return memory
 
     def _filter(self, values):
         """Baseline removal, then the band pass, along the last axis."""
         if self.remove_baseline:
-            from scipy.ndimage import median_filter
-
-            baseline = values
+            baseline, median_filter = values, library("scipy.ndimage").median_filter
             for seconds in _BASELINE_SECONDS:
                 size = [1] * (values.ndim - 1) + [round(seconds * self.sampling_rate) | 1]
                 baseline = median_filter(baseline, size=size, mode="nearest")
             values = values - baseline
         if self.bandpass is not None:
-            from scipy.signal import butter, sosfiltfilt
-
-            sections = butter(3, self.bandpass, "bandpass", fs=self.sampling_rate, output="sos")
+            scipy_signal = library("scipy.signal")
+            sections = scipy_signal.butter(3, self.bandpass, "bandpass", fs=self.sampling_rate, output="sos")
             padding = min(self._filter_memory, values.shape[-1] - 1)
-            values = sosfiltfilt(sections, values, axis=-1, padlen=padding).astype(np.float32)
+            values = scipy_signal.sosfiltfilt(sections, values, axis=-1, padlen=padding).astype(np.float32)
         return values
 
     def normalize(self, values, present):
@@ -376,10 +390,6 @@ class Windows:
             window.input_values = _pad_end(window.input_values, size)
             window.attention_mask = _pad_end(window.attention_mask, size)
             yield window
-
-
-class GapError(ValueError):
-    """A lead lacks samples for longer than may be filled in."""
 
 
 @dataclass
@@ -514,9 +524,8 @@ def _ratio(target, source):
 def _resampling_filter(up, down):
     """Low pass at 0.9 of the lower Nyquist frequency, over 16 periods of the lower rate to either side: mains hum at
     50 Hz must not fold into a model's 100 Hz, as it does with scipy's default, which lets half of it through."""
-    from scipy.signal import firwin
-
-    return firwin(2 * _FILTER_PERIODS * max(up, down) + 1, 0.9 / max(up, down), window=("kaiser", 5.0))
+    taps, cutoff = 2 * _FILTER_PERIODS * max(up, down) + 1, 0.9 / max(up, down)
+    return library("scipy.signal").firwin(taps, cutoff, window=("kaiser", 5.0))
 
 
 def _resampling_reach(up, down):
@@ -529,8 +538,6 @@ def _resample_span(raw, raw_start, num_samples, up, down, start, stop):
     from `raw_start` on, among them all that the filter reaches. The recording's ends are continued by their value."""
     if up == down:
         return raw[..., start - raw_start : stop - raw_start]
-    from scipy.signal import resample_poly
-
     reach = _resampling_reach(up, down)
     first = (start * down // up - reach) // down * down  # a multiple of down falls on an output sample
     last = stop * down // up + reach
@@ -538,7 +545,7 @@ def _resample_span(raw, raw_start, num_samples, up, down, start, stop):
     part = raw[..., max(first, 0) - raw_start : min(last, num_samples) - raw_start]
     part = np.pad(part, [(0, 0)] * (raw.ndim - 1) + [(before, after)], mode="edge")
     offset = start - first // down * up
-    filtered = resample_poly(part, up, down, axis=-1, window=_resampling_filter(up, down))
+    filtered = library("scipy.signal").resample_poly(part, up, down, axis=-1, window=_resampling_filter(up, down))
     return filtered[..., offset : offset + stop - start].astype(np.float32, copy=False)
 
 

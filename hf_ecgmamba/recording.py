@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from numbers import Real
 from pathlib import Path
 
@@ -48,9 +49,9 @@ _OTHER_SIGNALS = (
     ("time", r"T|TIME.*|ELAPSED.*|INDEX|SAMPLE.*|"),
 )
 
-# Layouts that state neither rate, names nor units, because the data set's own description does.
+# Layouts whose files leave the rate to the data set's own description.
 _CPSC2018_RATE = 500.0
-_SPH_RATE = 500.0
+_SPH_RATE = 500.0  # Liu et al. 2022
 
 _RATE_KEYS = ("sampling_rate", "sampling_frequency", "sample_rate", "fs")
 _SIGNAL_KEYS = ("signal", "array", "ecg", "data", "tracings")
@@ -238,7 +239,7 @@ def other_signal(name: str, unit: str | None) -> str | None:
 def unit_in_millivolts(unit) -> float | None:
     """Millivolts that one of `unit` is: a name ("uV", any case) or the number itself; None if it is no voltage."""
     if isinstance(unit, Real):
-        return float(unit)
+        return float(unit) if 0 < unit < np.inf and not isinstance(unit, bool) else None
     return _MILLIVOLTS.get(unit.strip().lower())
 
 
@@ -258,12 +259,14 @@ def _settle_rate(channels, sampling_rate):
 
 def _settle_names(channels, leads, unnamed_leads):
     """The channels' names, as given, as found, or, for as many unnamed ones as expected, as is usual."""
-    count = len(channels.names)
+    count = len(channels.units)
     if leads is not None:
         leads = [leads] if isinstance(leads, str) else list(leads)
         if len(leads) != count:
             raise ValueError(f"{channels.name}: leads names {len(leads)} channels; the recording has {count}")
         return leads, []
+    if len(channels.names) != len(channels.units):
+        raise ValueError(f"{channels.name} names {len(channels.names)} leads for {len(channels.units)} channels")
     if any(name is not None for name in channels.names):
         return channels.names, []
     for usual in (unnamed_leads, STANDARD_LEADS):
@@ -276,7 +279,7 @@ def _settle_names(channels, leads, unnamed_leads):
 
 def _settle_units(channels, units):
     """Fill in the units that the source leaves open; a voltage that it states may not be contradicted."""
-    if units is not None and (isinstance(units, (list, tuple, bool)) or unit_in_millivolts(units) is None):
+    if units is not None and (not isinstance(units, (str, Real)) or unit_in_millivolts(units) is None):
         raise ValueError(f"{channels.name}: units is {units!r}; expected mV, uV, V, nV or millivolts per unit")
     for index, unit in enumerate(channels.units):
         stated = None if unit is None else unit_in_millivolts(unit)
@@ -309,7 +312,7 @@ def _choose_leads(channels, names, given):
     if not chosen:
         found = [f"it has {', '.join(refused)}"] if refused else []
         found += [f"it has {', '.join(unknown)}, no lead's name: give leads="] if unknown else []
-        raise ValueError(f"{channels.name} holds no known ECG lead; {'; '.join(found) or 'leads= leaves all out'}")
+        raise ValueError(f"{channels.name} holds no known ECG lead; {'; '.join(found) or 'it has no other channels'}")
     if refused or unknown:
         notes.append(f"channels left out: {', '.join(refused + unknown)}")
     if all(channels.units[index] is None for index in chosen):
@@ -364,9 +367,22 @@ def _open_path(path, leads):
     )
 
 
-def _open_wfdb(path):
-    import wfdb
+def library(name):
+    """A library that only some inputs need. (An import statement, even inside a function, would make transformers ask
+    for all of these libraries before it loads this file from the Hub.)
 
+    Raises:
+        ImportError: that says what to install.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        package = name.split(".")[0]
+        raise ImportError(f"this recording cannot be read without {package}: pip install {package}") from error
+
+
+def _open_wfdb(path):
+    wfdb = library("wfdb")
     name, record = path.stem, str(path.with_suffix(""))
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -414,12 +430,9 @@ def _open_wfdb(path):
 
 def _read_header(record, name):
     """wfdb's reading of a header, its segments' included; None for one that wfdb finds malformed."""
-    import wfdb
-    from wfdb.io.header import HeaderSyntaxError
-
     try:
-        return wfdb.rdheader(record, rd_segments=True)
-    except HeaderSyntaxError:
+        return library("wfdb").rdheader(record, rd_segments=True)
+    except library("wfdb.io.header").HeaderSyntaxError:
         return None
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{name}: its segment {Path(error.filename).name} is missing") from error
@@ -429,11 +442,9 @@ def _read_header(record, name):
 
 def _length_of(record, header):
     """Samples in a record whose header leaves that to the size of the signal file, None if that is missing."""
-    import wfdb
-
     if not (Path(record).parent / header.file_name[0]).is_file():
         return None
-    return len(wfdb.rdrecord(record, channels=[0], physical=False).d_signal)
+    return len(library("wfdb").rdrecord(record, channels=[0], physical=False).d_signal)
 
 
 def _plain_header(path, folder, length):
@@ -465,8 +476,6 @@ def _plain_header(path, folder, length):
 def _open_text(path):
     """Columns of numbers, with comma, semicolon, tab or blanks between them. Comment lines may state, as biosppy's do,
     "Sampling Rate (Hz):= 1000" and "Labels:= ECG"; a first row of words is the columns' names, as in "II (mV)"."""
-    import pandas
-
     comments, first = [], ""
     with open(path, encoding="utf-8", errors="replace") as lines:
         for line in lines:
@@ -481,15 +490,19 @@ def _open_text(path):
     cells = [cell.strip().strip("'\"") for cell in re.split(separator, first)]
     has_header = not all(_is_number(cell) for cell in cells)
     try:
-        table = pandas.read_csv(
-            path,
-            sep=separator,
-            header=None,
-            skiprows=len(comments) + has_header,
-            decimal="," if separator == ";" else ".",
-            na_values=["-", "nan", "NaN", ""],
-            dtype=np.float64,
-        ).to_numpy()
+        table = (
+            library("pandas")
+            .read_csv(
+                path,
+                sep=separator,
+                header=None,
+                skiprows=len(comments) + has_header,
+                decimal="," if separator == ";" else ".",
+                na_values=["-", "nan", "NaN", ""],
+                dtype=np.float64,
+            )
+            .to_numpy()
+        )
     except ValueError as error:
         raise ValueError(f"{path.name}: not columns of numbers ({_one_line(error)})") from error
     titles = cells if has_header else [None] * table.shape[1]
@@ -514,10 +527,10 @@ def _open_numpy(path, leads):
     with loaded:
         key = _signal_key(path, loaded.files)
         rate, names, units = (_first_of(loaded, loaded.files, keys) for keys in (_RATE_KEYS, _LEAD_KEYS, _UNIT_KEYS))
-        leads = leads if leads is not None else None if names is None else [str(name) for name in names.ravel()]
-        channels = _open_array(loaded[key], path.stem, leads)
-    if names is not None and len(leads) == len(channels.names):
-        channels.names = leads
+        names = None if names is None else [str(name) for name in names.ravel()]
+        channels = _open_array(loaded[key], path.stem, leads or names)
+    if names is not None:
+        channels.names = names
     if rate is not None:
         channels.rates = [float(rate.ravel()[0])] * len(channels.rates)
     if units is not None:
@@ -528,13 +541,12 @@ def _open_numpy(path, leads):
 def _open_matlab(path, leads):
     """CPSC 2018's struct (ECG: sex, age, data) and CODE-15's variables (feats, curr_sample_rate). The first states no
     rate, neither states units or names: 500 Hz, mV and the usual order of leads by the data sets' descriptions."""
-    import h5py
-    from scipy.io import loadmat
-
-    if h5py.is_hdf5(path):  # MATLAB 7.3
-        return _open_hdf5(path, leads)
+    with open(path, "rb") as file:
+        if b"\x89HDF\r\n" in file.read(1024):  # MATLAB 7.3 writes HDF5
+            return _open_hdf5(path, leads)
     try:
-        variables = {key: value for key, value in loadmat(path).items() if not key.startswith("__")}
+        content = library("scipy.io").loadmat(path)
+        variables = {key: value for key, value in content.items() if not key.startswith("__")}
     except (ValueError, TypeError, OSError, NotImplementedError) as error:
         raise ValueError(f"{path.name}: not a MATLAB file ({_one_line(error)})") from error
     struct = variables.get("ECG")
@@ -559,8 +571,7 @@ def _open_matlab(path, leads):
 def _open_hdf5(path, leads):
     """The data set named signal, array, ecg, data or tracings, or the only one; rate, leads and units from its own or
     the file's attributes. SPH's files (`ecg`, float16, 12 leads) state no rate: 500 Hz by its description."""
-    import h5py
-
+    h5py = library("h5py")
     try:
         file = h5py.File(path, "r")
     except OSError as error:
@@ -596,10 +607,8 @@ def _open_hdf5(path, leads):
 
 
 def _open_edf(path):
-    import pyedflib
-
     try:
-        with pyedflib.EdfReader(str(path)) as file:
+        with library("pyedflib").EdfReader(str(path)) as file:
             count = file.signals_in_file
             return _Channels(
                 name=path.stem,
@@ -614,9 +623,7 @@ def _open_edf(path):
 
 
 def _read_edf(path, indices, start, stop):
-    import pyedflib
-
-    with pyedflib.EdfReader(str(path)) as file:
+    with library("pyedflib").EdfReader(str(path)) as file:
         return np.stack([file.readSignal(k, start, stop - start) for k in indices])
 
 

@@ -1,5 +1,7 @@
 """What a file holds, whatever its format: leads, millivolts, rate; or one line that says what is wrong."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -93,8 +95,9 @@ def test_numbers_that_cannot_be_millivolts_need_their_unit():
     np.testing.assert_allclose(
         read_recording(counts, sampling_rate=100, units="uV").signal, waves(12, 300), atol=1.1e-3
     )
-    with pytest.raises(ValueError, match="units is 'furlong'; expected mV, uV, V, nV or millivolts per unit"):
-        open_recording(counts, sampling_rate=100, units="furlong")
+    for unit in ("furlong", 0, -1, float("nan"), ["uV"], True):
+        with pytest.raises(ValueError, match=r"units is .* expected mV, uV, V, nV or millivolts per unit"):
+            open_recording(counts, sampling_rate=100, units=unit)
 
 
 def test_a_lead_in_a_unit_that_is_no_voltage_is_refused(ecg):
@@ -281,6 +284,9 @@ def test_numpy_files(tmp_path):
     recording = read_recording(tmp_path / "b.npz")
     assert (recording.leads, recording.sampling_rate) == (("II", "V1"), 250)
     np.testing.assert_allclose(recording.signal, signal[:2], rtol=1e-6)
+    np.savez(tmp_path / "c.npz", signal=signal[:2], fs=250, leads=["ii", "v1", "v2"])
+    with pytest.raises(ValueError, match="c names 3 leads for 2 channels"):
+        open_recording(tmp_path / "c.npz")
 
 
 def test_pickles_are_refused(tmp_path):
@@ -299,6 +305,8 @@ def test_hdf5_by_its_attributes_and_in_spans(tmp_path):
         file.create_dataset("patient/signal", data=signal.T * 1000)
         file["patient/signal"].attrs.update({"fs": 200.0, "leads": ["I", "aVF"], "units": "uV"})
         file["age"] = 50
+    (tmp_path / "a.mat").write_bytes(bytes(512) + (tmp_path / "a.h5").read_bytes())  # as MATLAB 7.3 does
+    np.testing.assert_array_equal(read_recording(tmp_path / "a.mat").signal, read_recording(tmp_path / "a.h5").signal)
     opened = open_recording(tmp_path / "a.h5")
     assert (opened.leads, opened.sampling_rate, opened.num_samples) == (("I", "aVF"), 200, 500)
     np.testing.assert_allclose(opened.read(100, 300).signal, signal[:, 100:300], rtol=1e-6)
@@ -397,6 +405,13 @@ def test_infinite_samples_are_an_error_that_says_where():
     signal[6, 150] = np.inf
     with pytest.raises(ValueError, match=r"lead V1 holds an infinite value at 1\.500 s"):
         read_recording({"array": signal, "sampling_rate": 100, "units": "mV"})
+
+
+def test_a_missing_library_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.edf").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "pyedflib", None)
+    with pytest.raises(ImportError, match="cannot be read without pyedflib: pip install pyedflib"):
+        open_recording(tmp_path / "a.edf")
 
 
 def test_missing_files(tmp_path):
