@@ -1,0 +1,288 @@
+"""Training from a recipe: what it leaves behind, and that neither a kill nor a second process changes its result."""
+
+import csv
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from hf_mse_adapter import MseConfig, MseForConditionalGeneration, MseProcessor
+from training.data.simulated_msa import load_simulated_msa
+from training.data.tiny_language_model import build_tiny_language_model
+from training.recipe import parse_recipe
+from training.run_msa import DataArguments, ModelArguments, MsaTrainingArguments, main
+
+SCRIPT = Path(__file__).resolve().parents[2] / "training" / "run_msa.py"
+RECIPES = SCRIPT.parent / "recipes"
+RECIPE = """
+dataset: simulated
+num_samples: 93
+label_step: 0.5
+backbone: tiny
+tiny_hidden_size: 32
+tiny_num_hidden_layers: 1
+prompt_template: "{pseudo_tokens}{text}:"
+head: alone
+audio_hidden_size: 8
+vision_hidden_size: 8
+time_crop: 4
+time_masks: 1
+time_mask_steps: 4
+noise: 0.1
+feature_dropout: 0.1
+seeds: [1, 2]
+num_train_epochs: 2
+per_device_train_batch_size: 8
+learning_rate: 3.0e-3
+eval_strategy: steps
+save_strategy: steps
+logging_strategy: steps
+eval_steps: 3
+save_steps: 3
+logging_steps: 1
+save_total_limit: 10
+disable_tqdm: true
+"""
+STEPS_PER_EPOCH = 7  # 63 samples: the last seven fill no step
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run_msa")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder
+
+
+def arguments(place, name, *flags):
+    return [str(place / "recipe.yaml"), "--output_dir", str(place / name), *flags]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(place):
+    main(arguments(place, "uninterrupted"))
+    return place / "uninterrupted"
+
+
+def start(command):
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True)  # fmt: skip
+
+
+def losses(folder):
+    history = json.loads((folder / "history.json").read_text())
+    return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
+
+
+def assert_equal_weights(folder, other, atol=0.0):
+    one, two = load_file(folder / "model.safetensors"), load_file(other / "model.safetensors")
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=0, atol=atol)
+
+
+def test_a_run_leaves_models_predictions_and_a_report(uninterrupted):
+    for seed in (1, 2):
+        folder = uninterrupted / f"seed_{seed}"
+        model = MseForConditionalGeneration.from_pretrained(folder)
+        processor = MseProcessor.from_pretrained(folder)
+        test = load_simulated_msa(93)["test"]
+        with (folder / "predictions_test.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["id"] for row in rows] == list(test["id"])
+        assert [float(row["label"]) for row in rows] == list(test["label"])
+        sample = {name: test[3][name] for name in ("audio", "vision")} | {"text": str(test[3]["text"])}
+        (prediction,) = model.predict(processor.collate([sample]), processor.answers)
+        assert prediction.value == pytest.approx(float(rows[3]["prediction"]), abs=1e-4)
+        error = statistics.mean(abs(float(row["label"]) - float(row["prediction"])) for row in rows)
+        assert json.loads((folder / "metrics.json").read_text())["test"]["mae"] == pytest.approx(error, abs=1e-5)
+    assert (uninterrupted / "training_curves.png").stat().st_size > 10_000
+
+
+def test_the_table_has_mean_and_deviation_over_the_seeds(uninterrupted):
+    results = json.loads((uninterrupted / "results.json").read_text())
+    errors = [results[seed]["test"]["mae"] for seed in ("1", "2")]
+    assert errors[0] != errors[1]
+    table = (uninterrupted / "results.md").read_text().split("test\n")[1]
+    cells = {
+        row.split("|")[1].strip(): [cell.strip() for cell in row.split("|")[2:-1]] for row in table.splitlines()[1:]
+    }
+    column = cells["seed"].index("mae")
+    assert float(cells["mean"][column]) == pytest.approx(statistics.mean(errors), rel=1e-3)
+    assert float(cells["deviation"][column]) == pytest.approx(statistics.stdev(errors), rel=1e-3)
+
+
+def test_the_best_checkpoint_by_validation_is_kept(uninterrupted):
+    folder = uninterrupted / "seed_1"
+    history = json.loads((folder / "history.json").read_text())
+    measured = {entry["step"]: entry["eval_mae"] for entry in history if "eval_mae" in entry}
+    best = min(measured, key=measured.get)
+    assert json.loads((folder / "metrics.json").read_text())["valid"]["mae"] == pytest.approx(measured[best])
+    assert_equal_weights(folder, folder / f"checkpoint-{best}")
+
+
+def test_killed_and_resumed_equals_uninterrupted(place, uninterrupted):
+    """kill -9 in the second seed, in mid-epoch; dropout, order and augmentation must go on where they were."""
+    process = start([sys.executable, str(SCRIPT), *arguments(place, "killed")])
+    state = place / "killed" / "seed_2" / "checkpoint-9" / "trainer_state.json"
+    while not state.exists() and process.poll() is None:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    output, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL, output
+    assert not (place / "killed" / "seed_2" / "metrics.json").exists()
+    first = (place / "killed" / "seed_1" / "model.safetensors").stat().st_mtime_ns
+
+    main(arguments(place, "killed", "--resume_from_checkpoint"))
+    assert (place / "killed" / "seed_1" / "model.safetensors").stat().st_mtime_ns == first
+    for folder in ("seed_1", "seed_2", "seed_2/checkpoint-14"):
+        assert_equal_weights(place / "killed" / folder, uninterrupted / folder)
+    assert losses(place / "killed" / "seed_2") == losses(uninterrupted / "seed_2")
+    assert json.loads((place / "killed" / "results.json").read_text()) == json.loads(
+        (uninterrupted / "results.json").read_text()
+    )
+
+
+def test_an_earlier_run_is_not_mixed_with_a_new_one(place, uninterrupted):
+    with pytest.raises(ValueError, match="holds an earlier run"):
+        main(arguments(place, "uninterrupted"))
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_with_twice_the_batch(place):
+    """Without dropout, whose masks are drawn by each process."""
+    flags = ("--dropout", "0", "--head", "beside", "--seeds", "1", "--label_step", "0.25")
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--cpu"]
+    process = start([*launch, str(SCRIPT), *arguments(place, "two", *flags, "--per_device_train_batch_size", "4")])
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    main(arguments(place, "one", *flags))
+    one, two = losses(place / "one" / "seed_1"), losses(place / "two" / "seed_1")
+    assert len(one) == 2 * STEPS_PER_EPOCH and one.keys() == two.keys()
+    assert max(abs(one[step] - two[step]) for step in one) < 1e-4
+    assert_equal_weights(place / "one" / "seed_1", place / "two" / "seed_1", atol=1e-4)
+    results = [json.loads((place / name / "results.json").read_text())["1"]["test"] for name in ("one", "two")]
+    assert results[0]["mae"] == pytest.approx(results[1]["mae"], abs=1e-4)
+
+
+QUICK = (
+    "--backbone",
+    "tiny",
+    "--tiny_hidden_size",
+    "32",
+    "--num_train_epochs",
+    "1",
+    "--seeds",
+    "1",
+    "--disable_tqdm",
+    "true",
+)
+
+
+def test_legacy_pickles_train_end_to_end(shared_data, tmp_path):
+    results = main([
+        "--dataset", "mse_adapter", "--data_path", str(shared_data / "msa" / "legacy" / "ravdess_{split}.pkl"),
+        "--task", "classification", "--output_dir", str(tmp_path / "run"), *QUICK,
+    ])  # fmt: skip
+    assert 0 <= results[1]["test"]["weighted_f1"] <= 1
+    with (tmp_path / "run" / "seed_1" / "predictions_test.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8
+    assert sum(float(value) for name, value in rows[0].items() if "probability" in name) == pytest.approx(1, abs=1e-4)
+
+
+def test_mmsa_pickle_trains_end_to_end(shared_data, tmp_path):
+    results = main([
+        "--dataset", "mmsa", "--data_path", str(shared_data / "msa" / "legacy" / "mmsa_layout_mosi_small.pkl"),
+        "--label_step", "0.2", "--output_dir", str(tmp_path / "run"), *QUICK,
+    ])  # fmt: skip
+    assert 0 < results[1]["test"]["mae"] < 6 and results[1]["test"]["unparsable"] == 0
+
+
+def test_feature_dictionary_trains_end_to_end(shared_data, tmp_path):
+    results = main([
+        "--dataset", "ravdess_features", "--task", "classification", "--head", "alone",
+        "--data_path", str(shared_data / "msa" / "legacy" / "original_ravdess_au_mfcc.pkl"),
+        "--per_device_train_batch_size", "16", "--learning_rate", "2e-3", "--prompt_template", "{pseudo_tokens}{text}:",
+        "--output_dir", str(tmp_path / "run"), *QUICK, "--num_train_epochs", "2",
+    ])  # fmt: skip
+    assert results[1]["test"]["accuracy"] > 0.2  # chance is 0.125
+
+
+def test_an_llm_from_a_folder_is_named_by_it_and_not_copied(tmp_path):
+    llm, tokenizer = build_tiny_language_model(["a few words"], hidden_size=32, num_hidden_layers=1)
+    llm.save_pretrained(tmp_path / "llm")
+    tokenizer.save_pretrained(tmp_path / "llm")
+    main([
+        "--num_samples", "48", "--backbone", str(tmp_path / "llm"), "--label_step", "0.5", "--num_train_epochs", "1",
+        "--seeds", "1", "--answer_method", "greedy", "--output_dir", str(tmp_path / "run"), "--disable_tqdm", "true",
+    ])  # fmt: skip
+    folder = tmp_path / "run" / "seed_1"
+    assert MseConfig.from_pretrained(folder).backbone_name_or_path == str(tmp_path / "llm")
+    assert (folder / "model.safetensors").stat().st_size < (tmp_path / "llm" / "model.safetensors").stat().st_size * 20
+    assert not any(name.startswith("language_model") for name in load_file(folder / "model.safetensors"))
+    # an untrained LLM's own words are rarely numbers: they are counted, and never read as 0.0
+    with (folder / "predictions_test.csv").open(newline="") as file:
+        unread = [row for row in csv.DictReader(file) if row["prediction"] == ""]
+    assert json.loads((folder / "metrics.json").read_text())["test"]["unparsable"] == len(unread) > 0
+
+
+@pytest.mark.parametrize("withheld", ["text", "audio", "vision"])
+def test_a_modality_can_be_withheld(tmp_path, withheld):
+    results = main([
+        "--num_samples", "48", "--label_step", "0.5", "--withhold", withheld, "--output_dir", str(tmp_path / "run"),
+        *QUICK,
+    ])  # fmt: skip
+    assert results[1]["valid"]["unparsable"] == 0
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("msa_*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_one(recipe):
+    data, network, training = parse_recipe((DataArguments, ModelArguments, MsaTrainingArguments), [
+        str(recipe), "--data_path", "anywhere", "--bf16", "false"
+    ])  # fmt: skip
+    values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    assert data.language == values.get("language", "en") and network.backbone == values["backbone"]
+    # PyYAML reads 5e-5 as a string: whatever the recipe writes must arrive as a number
+    assert isinstance(training.learning_rate, float) and training.learning_rate == float(values["learning_rate"])
+
+
+def test_recipes_have_the_papers_values():
+    names = {path.stem for path in RECIPES.glob("msa_*.yaml")}
+    for dataset, learning_rate, batch, sizes in (
+        ("mosei", 5e-5, 8, (64, 32)),
+        ("simsv2", 5e-5, 8, (64, 64)),
+        ("meld", 5e-4, 6, (64, 32)),
+        ("cherma", 5e-5, 6, (32, 16)),
+    ):
+        for backbone in ("chatglm3", "llama2", "qwen"):
+            assert f"msa_{dataset}_{backbone}" in names
+            values = yaml.safe_load((RECIPES / f"msa_{dataset}_{backbone}.yaml").read_text(encoding="utf-8"))
+            assert values["learning_rate"] == learning_rate and values["per_device_train_batch_size"] == batch
+            assert (values["audio_hidden_size"], values["vision_hidden_size"]) == sizes
+            assert len(values["seeds"]) == 5 and values["warmup_steps"] == 0.1
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--dataset", "mosei"), "dataset is 'mosei'"),
+        (("--dataset", "mmsa"), "data_path is missing"),
+        (("--dataset", "mse_adapter", "--data_path", "train.pkl"), "{split}"),
+        (("--withhold", "smell"), "text, audio and vision, not smell"),
+        (("--num_samples", "6"), "do not fill one step"),
+        (("--task", "classification", "--labels", "negative", "positive"), "'neutral'"),
+    ],
+)
+def test_a_wrong_argument_is_named(tmp_path, flags, message):
+    with pytest.raises(ValueError, match=message):
+        main([*flags, "--output_dir", str(tmp_path / "run"), *QUICK])
