@@ -325,9 +325,9 @@ def _score_tree(llm, prompts, trie):
         attention_mask=tree_mask,
         position_ids=torch.cat([position_ids, position_ids[:, -1:] + trie.depths.to(device)], dim=1),
         positions=torch.arange(prompt_length - 1, length, device=device),
-    ).float()
+    )
     edge_nodes, edge_tokens = trie.edge_nodes.to(logits.device), trie.edge_tokens.to(logits.device)
-    edges = logits[:, edge_nodes, edge_tokens] - logits.logsumexp(dim=-1)[:, edge_nodes]
+    edges = logits[:, edge_nodes, edge_tokens].float() - _normaliser(logits)[:, edge_nodes]
     return edges.masked_fill(~trie.edge_mask.to(logits.device), 0).sum(dim=-1)
 
 
@@ -348,12 +348,17 @@ def _score_rows(llm, prompts, trie, rows_per_pass=64):
             attention_mask=torch.cat([repeated[1], fed_mask.to(mask.dtype)], dim=1),
             position_ids=torch.cat([repeated[2], repeated[2][:, -1:] + steps], dim=1),
             positions=torch.arange(prompt_length - 1, prompt_length + fed.shape[1], device=embeds.device),
-        ).float()
-        logits = logits.view(batch_size, len(chunk), *logits.shape[1:])
-        targets = tokens.to(logits.device).expand(batch_size, -1, -1)[..., None]
-        edges = logits.gather(-1, targets)[..., 0] - logits.logsumexp(dim=-1)
-        scores.append(edges.masked_fill(~token_mask.to(logits.device), 0).sum(dim=-1))
+        )
+        targets = tokens.to(logits.device).repeat(batch_size, 1)
+        edges = logits.gather(-1, targets[..., None])[..., 0].float() - _normaliser(logits)
+        edges = edges.view(batch_size, *tokens.shape).masked_fill(~token_mask.to(logits.device), 0)
+        scores.append(edges.sum(dim=-1))
     return torch.cat(scores, dim=1)
+
+
+def _normaliser(logits):
+    """log sum exp over the vocabulary, in float32; one position after the other, for the vocabulary is large."""
+    return torch.stack([position.float().logsumexp(dim=-1) for position in logits.unbind(dim=1)], dim=1)
 
 
 def _logits(llm, inputs_embeds, attention_mask, position_ids, positions):
