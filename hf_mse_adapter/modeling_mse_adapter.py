@@ -9,7 +9,7 @@ import copy
 import json
 from dataclasses import dataclass
 from inspect import signature
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,6 +22,7 @@ from .answers import Prediction, left_padded_prompts
 from .configuration_mse_adapter import MseAdapterConfig, MseConfig
 
 PEFT_CONTAINER = "mse_adapter_modules"
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 BATCH_FIELDS = (
     "input_ids",
     "attention_mask",
@@ -304,9 +305,7 @@ def prepare_inputs(
 def _modality(name, values, mask, dim, batch_size, device):
     """Values [batch, steps, features] and bool mask [batch, steps] of a modality, with no step where it is missing."""
     if values is None:
-        return torch.zeros(batch_size, 0, dim, device=device), torch.zeros(
-            batch_size, 0, dtype=torch.bool, device=device
-        )
+        values, mask = torch.zeros(batch_size, 0, dim), None
     if values.ndim != 3 or len(values) != batch_size or values.shape[2] != dim:
         raise ValueError(f"{name}_values has the shape {list(values.shape)}; expected [{batch_size}, steps, {dim}]")
     if mask is None:
@@ -584,7 +583,7 @@ class MseForConditionalGeneration(PreTrainedModel):
             if named.startswith("./"):
                 # the LLM lies in this model's own folder or repository
                 options |= {"revision": None} | own_place
-                options["subfolder"] = str(Path(own_place.get("subfolder", "")) / named)
+                options["subfolder"] = str(PurePosixPath(own_place.get("subfolder", ""), named))
                 named = folder
             options |= backbone_options or {}
             options = {name: value for name, value in options.items() if value is not None}
@@ -611,12 +610,14 @@ class MseForConditionalGeneration(PreTrainedModel):
 
     def save_as_peft(self, folder):
         """Write the adapter as a plain PEFT folder: adapter_config.json and adapter_model.safetensors."""
-        embedding = self.language_model.get_input_embeddings()
+        embedding = self._llm().get_input_embeddings()
         place = next(name for name, module in self.language_model.named_modules() if module is embedding)
         Path(folder).mkdir(parents=True, exist_ok=True)
         prefix = f"base_model.model.{place}.{PEFT_CONTAINER}"
         weights = {f"{prefix}.{name}": value.contiguous() for name, value in self.adapter.state_dict().items()}
-        save_file(weights, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"})
+        unfinished = Path(folder) / "adapter_model.safetensors.unfinished"
+        save_file(weights, unfinished, metadata={"format": "pt"})
+        unfinished.replace(Path(folder) / "adapter_model.safetensors")
         config = self.config.to_adapter_config()
         config.inference_mode = True
         config.save_pretrained(str(folder))
@@ -723,9 +724,6 @@ class MseForConditionalGeneration(PreTrainedModel):
         if self.language_model is None:
             raise ValueError("this model has no LLM yet; use from_pretrained, from_backbone or set_language_model")
         return self.language_model
-
-
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 
 
 def _is_peft_folder(folder, hub_options):

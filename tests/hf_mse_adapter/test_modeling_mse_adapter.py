@@ -235,6 +235,7 @@ def test_what_is_missing_drops_out():
     assert not torch.equal(losses[0], model(**batch).loss)
     text_only = {k: v for k, v in batch.items() if "audio" not in k and "vision" not in k}
     assert model(**text_only).loss.isfinite()
+    assert model(**build_batch(texts=("", "no"), labels=(1.0, 0.0))).loss.isfinite()
     # one sample's missing vision is its own affair
     changed = {k: v.clone() for k, v in batch.items()}
     changed["vision_attention_mask"][1] = 0

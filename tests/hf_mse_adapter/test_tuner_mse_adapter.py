@@ -150,6 +150,16 @@ def test_bfloat16_llm_keeps_a_float32_adapter():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.base_model.adapter.parameters())
 
 
+def test_gradient_checkpointing_without_the_llms_dropout():
+    model, batch = wrapped(build_backbone("Llama", attention_dropout=0.5)).train(), build_batch()
+    loss, calls = model(**batch).loss, []
+    model.gradient_checkpointing_enable()
+    model.language_model.model.layers[0].input_layernorm.register_forward_hook(lambda *_: calls.append(1))
+    recomputed = model(**batch).loss
+    recomputed.backward()
+    assert torch.equal(recomputed, loss) and len(calls) == 2
+
+
 def test_trainer_resumes_and_loads_the_best(tmp_path):
     rows = [dict(zip(build_batch(), values, strict=True)) for values in zip(*build_batch().values(), strict=True)] * 4
 

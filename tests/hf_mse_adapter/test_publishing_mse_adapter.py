@@ -1,0 +1,66 @@
+import json
+
+import pytest
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from hf_mse_adapter import MseAdapterConfig, MseForConditionalGeneration, MseProcessor, save_for_hub
+
+from .tiny_backbones import build_backbone, build_tokenizer
+
+
+def build(backbone=None, **fields):
+    config = MseAdapterConfig(audio_dim=5, vision_dim=4, **fields)
+    model = MseForConditionalGeneration.from_backbone(backbone or build_backbone(), config)
+    return model, MseProcessor.from_config(model.config, build_tokenizer())
+
+
+def test_what_a_published_folder_holds(tmp_path):
+    build_backbone().save_pretrained(tmp_path / "llm")
+    model, processor = build(AutoModelForCausalLM.from_pretrained(tmp_path / "llm"))
+    folder = tmp_path / "published"
+    (folder / "checkpoint-7").mkdir(parents=True)
+    for _ in range(2):  # the second time, over the first
+        assert save_for_hub(model, processor, folder, card={"summary": "Reads films."}) == folder
+    assert {file.name for file in folder.iterdir()} == {
+        "README.md",
+        "answers.py",
+        "checkpoint-7",
+        "config.json",
+        "configuration_mse_adapter.py",
+        "handler.py",
+        "model.safetensors",
+        "modeling_mse_adapter.py",
+        "pipeline_multimodal_sentiment.py",
+        "processing_mse_adapter.py",
+        "processor_config.json",
+        "requirements.txt",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert all(name.startswith("adapter.") for name in load_file(folder / "model.safetensors"))
+    config = json.loads((folder / "config.json").read_text())
+    assert config["backbone_name_or_path"] == str(tmp_path / "llm")
+    assert config["auto_map"]["AutoModel"] == "modeling_mse_adapter.MseForConditionalGeneration"
+    card = (folder / "README.md").read_text()
+    assert "Reads films." in card and f"{sum(p.numel() for p in model.adapter.parameters()):,}" in card
+
+
+def test_an_llm_without_a_name_travels_along(tmp_path):
+    model, processor = build()
+    save_for_hub(model, processor, tmp_path)
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    loaded = MseForConditionalGeneration.from_pretrained(moved)
+    # and saved from there it still travels
+    save_for_hub(loaded, processor, moved.with_name("again"))
+    assert MseForConditionalGeneration.from_pretrained(moved.with_name("again")).language_model is not None
+
+
+def test_what_cannot_be_published_is_refused(tmp_path):
+    model, processor = build()
+    with pytest.raises(ValueError, match="LlamaForCausalLM"):
+        save_for_hub(model.language_model, processor, tmp_path)
+    other, _ = build(num_pseudo_tokens=2)
+    with pytest.raises(ValueError, match="num_pseudo_tokens"):
+        save_for_hub(other, processor, tmp_path)
+    assert not list(tmp_path.iterdir())
