@@ -503,6 +503,7 @@ def test_half_an_hour_takes_no_more_memory_than_its_spans(ecg):
 def test_a_day_takes_as_much_memory_as_an_hour(tmp_path):
     extractor = EcgMambaFeatureExtractor(leads=("I", "II", "V1"), window_overlap=0.0)
     peaks = {}
+    peak_memory(extractor, noise(3, 5000), sampling_rate=250)  # imports
     for hours in (1, 24):
         path = tmp_path / f"{hours}.npy"
         file = np.lib.format.open_memmap(path, "w+", np.int16, (3, hours * 3600 * 250))
@@ -512,7 +513,7 @@ def test_a_day_takes_as_much_memory_as_an_hour(tmp_path):
         given = {"sampling_rate": 250, "leads": ["I", "II", "V1"], "units": "uV"}
         count, peaks[hours] = peak_memory(extractor, path, **given)
         assert count == hours * 360
-    assert peaks[24] < 1.2 * peaks[1] < 60e6
+    assert peaks[24] < 1.2 * peaks[1], peaks  # 24 h are 65 million samples
 
 
 # -- saved and loaded -------------------------------------------------------------------------------------------------
