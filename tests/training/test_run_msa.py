@@ -212,7 +212,8 @@ def test_feature_dictionary_trains_end_to_end(shared_data, tmp_path):
     results = main([
         "--dataset", "ravdess_features", "--task", "classification", "--head", "alone",
         "--data_path", str(shared_data / "msa" / "legacy" / "original_ravdess_au_mfcc.pkl"),
-        "--per_device_train_batch_size", "16", "--learning_rate", "2e-3", "--prompt_template", "{pseudo_tokens}{text}:",
+        "--per_device_train_batch_size", "16", "--learning_rate", "2e-3",
+        "--prompt_template", "{pseudo_tokens}{text}:",
         "--output_dir", str(tmp_path / "run"), *QUICK, "--num_train_epochs", "2",
     ])  # fmt: skip
     assert results[1]["test"]["accuracy"] > 0.2  # chance is 0.125
