@@ -17,7 +17,6 @@ def test_recipe(recipe, tmp_path):
     model, reader = build_model(network, ("AF", "NORM"))
     assert (reader.sampling_rate, reader.window_seconds) == (network.sampling_rate, network.window_seconds)
     assert model.config.num_hidden_layers == network.num_hidden_layers
-    assert 0.2e6 < model.num_parameters() < 6e6 or data.dataset == "simulated"
     assert training.load_best_model_at_end and training.metric_for_best_model == "macro_auc"
 
 
