@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as parquet
 from datasets import Dataset
+from datasets.exceptions import DatasetGenerationError
 
 from training.data.msa_samples import SPLITS, clean_sample, fit_widths, sample_features, widths_of
 
@@ -57,18 +58,22 @@ def _load_file(path, task, cache_dir):
         raise ValueError(f"{path}: the column {', '.join(missing)} is missing; present are {', '.join(columns)}")
     widths = widths_of(_read_rows(path, task))
     state = path.stat()
-    dataset = Dataset.from_generator(
-        _rows,
-        features=sample_features(widths["audio"], widths["vision"], task),
-        cache_dir=cache_dir,
-        # size, time and version stand among the arguments because these make the name of the cache
-        gen_kwargs={
-            "path": str(path.resolve()),
-            "task": task,
-            "widths": widths,
-            "version": (CACHE_VERSION, state.st_size, state.st_mtime_ns),
-        },
-    )
+    try:
+        dataset = Dataset.from_generator(
+            _rows,
+            features=sample_features(widths["audio"], widths["vision"], task),
+            cache_dir=cache_dir,
+            # size, time and version stand among the arguments because these make the name of the cache
+            gen_kwargs={
+                "path": str(path.resolve()),
+                "task": task,
+                "widths": widths,
+                "version": (CACHE_VERSION, state.st_size, state.st_mtime_ns),
+            },
+        )
+    except DatasetGenerationError as error:
+        # it says only that something went wrong; what did stands in its cause
+        raise error.__cause__ or error from None
     if not len(dataset):
         raise ValueError(f"{path} holds no samples")
     return dataset.with_format("numpy")

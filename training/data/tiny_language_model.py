@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 def build_tiny_language_model(texts, hidden_size=64, num_hidden_layers=2, vocab_size=1024, seed=0):
     """Build a frozen random Qwen2 and its tokenizer.
 
-    The matrices are drawn with a deviation of 1 / sqrt(hidden_size), not Qwen2's 0.02: at this width 0.02 would leave
-    the residual stream almost untouched, so that what the pseudo tokens say would not reach the last position.
+    Its matrices are drawn with a deviation of 1 / sqrt(hidden_size), not Qwen2's 0.02, which at this width would pass
+    on next to nothing; its embeddings with 0.02. So the last position holds what attention has brought there, from the
+    pseudo tokens among others, rather than its own token.
 
     Args:
         texts (Iterable[str]): what a byte-level BPE is learnt from; any other text still round-trips, byte by byte.
@@ -42,6 +43,7 @@ def build_tiny_language_model(texts, hidden_size=64, num_hidden_layers=2, vocab_
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2ForCausalLM(config)
+        torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.02)
     return model.eval().requires_grad_(False), tokenizer
 
 
