@@ -69,7 +69,8 @@ def plot_training_curves(log_histories, path, metric):
     axes[1].set(xlabel="epoch", ylabel=f"validation {metric}")
     for axis in axes:
         axis.grid(alpha=0.3)
-        axis.legend(frameon=False)
+        if axis.lines:
+            axis.legend(frameon=False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150)
     pyplot.close(figure)

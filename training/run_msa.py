@@ -46,6 +46,7 @@ from training.data.msa_samples import SPLITS, count_replaced
 from training.data.ravdess import load_ravdess_features
 from training.data.simulated_msa import load_simulated_msa
 from training.data.tiny_language_model import build_tiny_language_model
+from training.launch import honor_num_processes, runs_on_cpu
 from training.recipe import parse_recipe
 from training.reports import atomic_path, markdown_table, plot_training_curves, write_json
 
@@ -166,6 +167,11 @@ class MsaTrainingArguments(TrainingArguments):
     report_to: str = "none"
     dataloader_pin_memory: bool = torch.cuda.is_available()
 
+    def __post_init__(self):
+        # without it, the processes of a machine without accelerator would not find each other
+        self.use_cpu = self.use_cpu or runs_on_cpu()
+        super().__post_init__()
+
 
 def main(arguments=None):
     data, network, training = parse_recipe((DataArguments, ModelArguments, MsaTrainingArguments), arguments)
@@ -276,6 +282,9 @@ class MseTrainer(Trainer):
     def __init__(self, *args, held_out, answer_method, lengths, **kwargs):
         super().__init__(*args, eval_dataset=held_out["valid"], **kwargs)
         self.held_out, self.answer_method, self.lengths = held_out, answer_method, lengths
+        # label tokens are averaged over all processes and accumulated batches; a head that is alone counts samples,
+        # of which every batch has equally many
+        self.model_accepts_loss_kwargs = self.model.config.head != "alone"
 
     def _get_train_sampler(self, train_dataset=None):
         step_size = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
@@ -446,4 +455,5 @@ def write_results(runs, output_dir, data):
 
 
 if __name__ == "__main__":
+    honor_num_processes()
     main()

@@ -158,19 +158,23 @@ def test_an_earlier_run_is_not_mixed_with_a_new_one(place, uninterrupted):
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_with_twice_the_batch(place):
+@pytest.mark.parametrize("head", ["none", "alone"])
+def test_two_processes_equal_one_with_twice_the_batch(place, head):
     """Without dropout, whose masks are drawn by each process."""
-    flags = ("--dropout", "0", "--head", "beside", "--seeds", "1", "--label_step", "0.25")
+    flags = ("--dropout", "0", "--head", head, "--seeds", "1", "--label_step", "0.25")
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--cpu"]
-    process = start([*launch, str(SCRIPT), *arguments(place, "two", *flags, "--per_device_train_batch_size", "4")])
+    process = start(
+        [*launch, str(SCRIPT), *arguments(place, f"two_{head}", *flags, "--per_device_train_batch_size", "4")]
+    )
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    main(arguments(place, "one", *flags))
-    one, two = losses(place / "one" / "seed_1"), losses(place / "two" / "seed_1")
+    main(arguments(place, f"one_{head}", *flags))
+    one, two = losses(place / f"one_{head}" / "seed_1"), losses(place / f"two_{head}" / "seed_1")
     assert len(one) == 2 * STEPS_PER_EPOCH and one.keys() == two.keys()
     assert max(abs(one[step] - two[step]) for step in one) < 1e-4
-    assert_equal_weights(place / "one" / "seed_1", place / "two" / "seed_1", atol=1e-4)
-    results = [json.loads((place / name / "results.json").read_text())["1"]["test"] for name in ("one", "two")]
+    assert_equal_weights(place / f"one_{head}" / "seed_1", place / f"two_{head}" / "seed_1", atol=1e-4)
+    paths = [place / f"{name}_{head}" / "results.json" for name in ("one", "two")]
+    results = [json.loads(path.read_text())["1"]["test"] for path in paths]
     assert results[0]["mae"] == pytest.approx(results[1]["mae"], abs=1e-4)
 
 
