@@ -43,6 +43,9 @@ class EcgMambaConfig(PreTrainedConfig):
             Share of the tokens that masked modelling hides, in spans of so many tokens.
         thresholds (`list[float]`, *optional*):
             The score from which a label counts as found, one for each label in the order of `id2label`.
+        window_pooling (`"max"` or `"mean"`, *optional*):
+            How the windows of a long recording are pooled into its scores, where the thresholds were tuned so; by
+            default the pipeline chooses by problem_type.
 
     Raises:
         ValueError: for a field out of its range; the message names it, what came and what is expected.
@@ -73,6 +76,7 @@ class EcgMambaConfig(PreTrainedConfig):
     mask_time_prob: float = 0.5
     mask_time_length: int = 5
     thresholds: list | None = None
+    window_pooling: str | None = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -115,6 +119,7 @@ class EcgMambaConfig(PreTrainedConfig):
         require("pooling", self.pooling in POOLINGS, f"one of {POOLINGS}")
         require("mask_time_prob", is_number(self.mask_time_prob) and 0 < self.mask_time_prob <= 1, "within (0, 1]")
         require("problem_type", self.problem_type in (None, *PROBLEM_TYPES), f"one of {PROBLEM_TYPES}")
+        require("window_pooling", self.window_pooling in (None, "max", "mean"), 'None, "max" or "mean"')
         if self.thresholds is not None:
             fits = len(self.thresholds) == self.num_labels and all(map(is_number, self.thresholds))
             require("thresholds", fits, f"one number for each of the {self.num_labels} labels")

@@ -159,7 +159,7 @@ class EcgClassificationPipeline(Pipeline):
     def postprocess(self, recording, thresholds=None, top_k=None, window_pooling=None):
         """A scored recording -> its findings, timeline and notes."""
         scores = recording.scores
-        window_pooling = window_pooling or getattr(self.model.config, "window_pooling", POOLING[self.problem_type])
+        window_pooling = window_pooling or self.model.config.window_pooling or POOLING[self.problem_type]
         pooled = getattr(scores, window_pooling)(axis=0)
         order = [int(index) for index in np.argsort(-pooled, kind="stable")[:top_k]]
         present = self._present(pooled[None], thresholds)[0]

@@ -151,7 +151,14 @@ def main(arguments=None):
 
     report = final_evaluation(trainer, feature_extractor, splits, data.crop_pooling)
     if trainer.is_world_process_zero():
-        save_for_hub(model, feature_extractor, training.output_dir)
+        split = "test" if "test" in report else "validation"
+        save_for_hub(
+            model,
+            feature_extractor,
+            training.output_dir,
+            dataset=f"{data.dataset} ({split})",
+            metrics={name: report[split][name] for name in ("macro_auc", "macro_auprc", "macro_f1")},
+        )
         write_json(Path(training.output_dir) / "metrics.json", report)
         plot_training_curves(
             {data.dataset: trainer.state.log_history},
