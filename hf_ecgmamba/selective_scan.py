@@ -193,27 +193,43 @@ def _scan_span(x, dt, B, C, A, h, side, backwards):
     """Scans up to side² steps from the state h [batch, channels, d_state]; returns y and the state at the end.
 
     The span is cut into `side` chunks. All chunks take their first step at once, then their second, each from a state
-    of zero; then the chunks are walked through, each handing on what it was handed, decayed, plus what it made. Decays
-    only ever multiply, so nothing overflows, however large dt A is.
+    of zero; then the chunks are walked through, each handing on what it was handed, decayed, plus what it made.
+    Exponents are never positive: nothing overflows, however large dt A is.
     """
     time = x.shape[1]
     # steps of size zero that fill up the last chunk change nothing
     x, dt, B, C = (F.pad(tensor, (0, 0, 0, side * side - time)).unflatten(1, (side, side)) for tensor in (x, dt, B, C))
     order = list(reversed(range(side))) if backwards else list(range(side))
-    decay = torch.exp(dt.unsqueeze(-1) * A).unbind(2)
-    written = ((dt * x).unsqueeze(-1) * B.unsqueeze(-2)).unbind(2)
-    states, decays = [None] * side, [None] * side
-    state, total = torch.zeros_like(written[0]), torch.ones_like(decay[0])
+    steps, written = dt.unbind(2), ((dt * x).unsqueeze(-1) * B.unsqueeze(-2)).unbind(2)
+    whole, rest = (part.unbind(2) for part in _decay(dt, A))
+    state, elapsed = torch.zeros_like(written[0]), torch.zeros_like(steps[0])
+    states, since_start = [None] * side, [None] * side
     for step in order:
-        state, total = torch.addcmul(written[step], decay[step], state), decay[step] * total
-        states[step], decays[step] = state, total
-    handed = [None] * side
+        state = _decay_and_add(state, whole[step], rest[step], written[step])
+        elapsed = elapsed + steps[step]
+        states[step], since_start[step] = state, elapsed
+    states, (whole, rest) = torch.stack(states, 2), _decay(torch.stack(since_start, 2), A)
+    handed, last = [None] * side, order[-1]
     for chunk in order:
         handed[chunk] = h
-        h = torch.addcmul(state[:, chunk], total[:, chunk], h)
-    states = torch.addcmul(torch.stack(states, 2), torch.stack(decays, 2), torch.stack(handed, 1).unsqueeze(2))
+        h = _decay_and_add(h, whole[:, chunk, last], rest[:, chunk, last], states[:, chunk, last])
+    states = _decay_and_add(torch.stack(handed, 1).unsqueeze(2), whole, rest, states)
     y = torch.matmul(states, C.unsqueeze(-1)).squeeze(-1)
     return y.flatten(1, 2)[:, :time], h
+
+
+def _decay(dt, A):
+    """exp(dt A) as (whole, rest) whose sum it is; whole is 1 near 1, else 0.
+
+    float32 would round the decays of equal tiny steps to the same wrong side of the same number every time.
+    """
+    exponent = dt.unsqueeze(-1) * A
+    is_near_one = exponent > -0.5
+    return is_near_one.to(dt.dtype), torch.where(is_near_one, torch.expm1(exponent), torch.exp(exponent))
+
+
+def _decay_and_add(state, whole, rest, written):
+    return torch.addcmul(torch.addcmul(written, whole, state), rest, state)
 
 
 def _always(x, A):

@@ -94,7 +94,9 @@ def test_float32_agrees_with_the_float64_reference(device, backend, case):
 
 @pytest.fixture(scope="module", params=[(1e-6, 20), (1e-6, 1.0001e-6)], ids=["any step", "equal tiny steps"])
 def long_recording(request):
-    inputs = make_inputs(batch=1, time=65_536, channels=2, d_state=2, dt_range=request.param, softplus=False)
+    inputs = make_inputs(
+        directions=1, batch=1, time=65_536, channels=2, d_state=2, dt_range=request.param, softplus=False
+    )
     inputs = {name: None if tensor is None else tensor.float().double() for name, tensor in inputs.items()}
     return inputs, run(inputs, "reference", softplus=False)
 
