@@ -19,6 +19,7 @@ from pathlib import Path
 import evaluate
 import numpy as np
 import torch
+import torch.nn.functional as F
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -86,6 +87,7 @@ class DataArguments:
         metadata={"help": "Steps of the windows whose functionals stand for the audio; 0: no windows."},
     )
     audio_hop: int = field(default=0, metadata={"help": "Distance of the windows; half of audio_window by default."})
+    swap_vision: float = field(default=0.0, metadata={"help": "See MsaSamples; for classification."})
     time_crop: int = field(default=0, metadata={"help": "See FeatureAugmentation for this and the next."})
     time_masks: int = 0
     time_mask_steps: int = 0
@@ -102,6 +104,8 @@ class DataArguments:
             raise ValueError(f"data_path is missing; expected where the {self.dataset} data lies")
         if self.task not in ("regression", "classification"):
             raise ValueError(f"task is {self.task!r}; expected regression or classification")
+        if self.swap_vision and self.task != "classification":
+            raise ValueError(f"swap_vision is {self.swap_vision}; expected 0 where labels are numbers")
         if self.metric not in ("mosi", "sims"):
             raise ValueError(f"metric is {self.metric!r}; expected mosi or sims")
 
@@ -123,6 +127,9 @@ class ModelArguments:
     vision_hidden_size: int | None = None
     mixer_dim: int | None = None
     scales: list[int] | None = None
+    memory_steps: int | None = field(
+        default=None, metadata={"help": "Audio steps that the untrained encoder can remember, see prolong_memory."}
+    )
     num_pseudo_tokens: int | None = None
     dropout: float | None = None
     head: str | None = field(default=None, metadata={"help": "none, alone or beside."})
@@ -132,6 +139,8 @@ class ModelArguments:
     )
 
     def __post_init__(self):
+        if self.memory_steps is not None and self.memory_steps < 3:
+            raise ValueError(f"memory_steps is {self.memory_steps}; expected at least 3")
         if self.quantization not in (None, "4bit", "8bit"):
             raise ValueError(f"quantization is {self.quantization!r}; expected 4bit or 8bit")
 
@@ -146,6 +155,9 @@ class MsaTrainingArguments(TrainingArguments):
     )
     early_stopping_patience: int | None = field(
         default=8, metadata={"help": "Epochs without a better validation score before training ends."}
+    )
+    head_label_smoothing: float = field(
+        default=0.0, metadata={"help": "For a classifying head that is alone, in training."}
     )
     group_by_length: bool = field(default=True, metadata={"help": "Batches of clips of like length."})
     learning_rate: float = 5e-5
@@ -175,6 +187,11 @@ class MsaTrainingArguments(TrainingArguments):
 
 def main(arguments=None):
     data, network, training = parse_recipe((DataArguments, ModelArguments, MsaTrainingArguments), arguments)
+    if training.head_label_smoothing and (network.head, data.task) != ("alone", "classification"):
+        raise ValueError(
+            f"head_label_smoothing is {training.head_label_smoothing}, head {network.head!r}, task {data.task!r}; "
+            "expected a classifying head that is alone"
+        )
     with training.main_process_first(desc="reading the data"):
         splits = load_splits(data)
     if training.process_index == 0:
@@ -273,7 +290,24 @@ def build_model(data, network, splits, backbone, tokenizer):
     processor = MseProcessor.from_config(config, tokenizer)
     samples = MsaSamples(splits["train"], withhold=data.withhold)
     processor.fit(samples[index] for index in range(len(samples)))
-    return MseForConditionalGeneration.from_backbone(backbone, config), processor
+    model = MseForConditionalGeneration.from_backbone(backbone, config)
+    if network.memory_steps is not None:
+        prolong_memory(model.adapter.audio_encoder.lstm, network.memory_steps)
+    return model, processor
+
+
+@torch.no_grad()
+def prolong_memory(lstm, num_steps):
+    """Start an LSTM with memories of 1 to `num_steps` - 1 steps (chrono initialisation, arXiv 1804.11188).
+
+    PyTorch's own start forgets half of what it holds at every step.
+    """
+    size = lstm.hidden_size
+    memory = torch.log(torch.rand(size) * (num_steps - 2) + 1)
+    for bias in (lstm.bias_ih_l0, lstm.bias_hh_l0):
+        bias.zero_()
+    # the gates stand in the order input, forget, cell, output
+    lstm.bias_ih_l0[:size], lstm.bias_ih_l0[size : 2 * size] = -memory, memory
 
 
 class MseTrainer(Trainer):
@@ -291,6 +325,14 @@ class MseTrainer(Trainer):
         sampler = EpochSampler(len(self.train_dataset), self.args.seed, step_size, self.lengths)
         self.add_callback(SetEpoch(sampler))
         return sampler
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        smoothing = self.args.head_label_smoothing
+        if not smoothing:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        outputs = model(**inputs)
+        loss = F.cross_entropy(outputs["head_output"], inputs["label_values"], label_smoothing=smoothing)
+        return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Loss, answers [batch, 2 or 1 + classes] and labels [batch].
@@ -330,7 +372,9 @@ def build_trainer(model, processor, splits, data, network, training):
         model=model,
         args=training,
         data_collator=processor.collate,
-        train_dataset=MsaSamples(splits["train"], **seen, augmentation=augmentation, seed=training.seed),
+        train_dataset=MsaSamples(
+            splits["train"], **seen, augmentation=augmentation, swap_vision=data.swap_vision, seed=training.seed
+        ),
         held_out={split: MsaSamples(splits[split], **seen) for split in splits if split != "train"},
         processing_class=processor,
         compute_metrics=metrics_of(data),

@@ -152,6 +152,21 @@ def test_withheld_modalities_are_gone(dataset):
         MsaSamples(dataset, withhold=["smell"])
 
 
+def test_a_face_is_swapped_for_one_of_the_same_label(dataset):
+    samples = MsaSamples(dataset, swap_vision=1.0)
+    faces = {label: [dataset[row]["vision"].tolist() for row in range(4) if dataset[row]["label"] == label]
+             for label in ("joy", "anger")}  # fmt: skip
+    seen = set()
+    for epoch in range(20):
+        for row in range(4):
+            sample = samples[row, epoch]
+            assert sample["vision"].tolist() in faces[sample["label"]]
+            seen.add((row, faces[sample["label"]].index(sample["vision"].tolist())))
+            np.testing.assert_array_equal(sample["audio"], dataset[row]["audio"])
+    assert len(seen) == 8  # each label has two faces, and each row meets both
+    np.testing.assert_array_equal(samples[0]["vision"], dataset[0]["vision"])
+
+
 STATISTICS = {"audio": {"mean": [10.0, 20.0, 30.0, 40.0], "std": [1.0, 2.0, 3.0, 4.0]}}
 
 

@@ -43,16 +43,21 @@ class MsaSamples(torch.utils.data.Dataset):
         num_context_utterances (int): 0 leaves out the conversation and the speaker.
         withhold (Sequence[str]): of text, audio and vision, what no sample shows.
         augmentation (FeatureAugmentation, optional): for pairs.
-        seed (int): of the augmentation, together with epoch and row.
+        swap_vision (float): probability that a pair shows the face of another sample with the same label, so that
+            the voice of one speaker meets the face of another.
+        seed (int): of all that is random, together with epoch and row.
     """
 
-    def __init__(self, dataset, num_context_utterances=0, withhold=(), augmentation=None, seed=0):
+    def __init__(self, dataset, num_context_utterances=0, withhold=(), augmentation=None, swap_vision=0.0, seed=0):
         unknown = set(withhold) - {"text", *MODALITIES}
         if unknown:
             raise ValueError(f"withhold takes text, audio and vision, not {', '.join(sorted(unknown))}")
         self.columns = dataset.select_columns(["text", *MODALITIES, "label", "speaker"])
         self.withhold = withhold
-        self.augmentation, self.seed = augmentation, seed
+        self.augmentation, self.swap_vision, self.seed = augmentation, swap_vision, seed
+        self.labels, self.rows_of_label = [str(label) for label in dataset["label"]], defaultdict(list)
+        for row, label in enumerate(self.labels):
+            self.rows_of_label[label].append(row)
         self.context = earlier_utterances(dataset, num_context_utterances) if num_context_utterances else None
 
     def __len__(self):
@@ -69,13 +74,16 @@ class MsaSamples(torch.utils.data.Dataset):
     def _sample(self, row, index, epoch):
         label = row["label"]
         sample = {"text": str(row["text"]), "label": str(label) if isinstance(label, str) else float(label)}
-        for modality in MODALITIES:
-            sample[modality] = row[modality] if len(row[modality]) else None
-        if epoch is not None and self.augmentation is not None:
+        features = {modality: row[modality] for modality in MODALITIES}
+        if epoch is not None:
             generator = np.random.default_rng((self.seed, epoch, index))
-            for modality in MODALITIES:
-                if sample[modality] is not None:
-                    sample[modality] = self.augmentation(sample[modality], modality, generator)
+            if generator.random() < self.swap_vision:
+                features["vision"] = self.columns[int(generator.choice(self.rows_of_label[self.labels[index]]))][
+                    "vision"
+                ]
+            if self.augmentation is not None:
+                features = {name: self.augmentation(values, name, generator) for name, values in features.items()}
+        sample |= {name: values if len(values) else None for name, values in features.items()}
         if self.context is not None:
             sample |= {"context": self.context[index], "speaker": str(row["speaker"])}
         return sample | {name: "" if name == "text" else None for name in self.withhold}
