@@ -197,7 +197,15 @@ def main(arguments=None):
     if training.process_index == 0:
         report_replaced(splits)
     backbone, tokenizer = load_backbone(network, splits["train"]["text"][:])
-    runs = {seed: train_seed(seed, data, network, training, splits, backbone, tokenizer) for seed in training.seeds}
+    processor, config = build_processor(data, network, splits["train"], tokenizer)
+
+    def new_model():
+        model = MseForConditionalGeneration.from_backbone(backbone, config)
+        if network.memory_steps is not None:
+            prolong_memory(model.adapter.audio_encoder.lstm, network.memory_steps)
+        return model
+
+    runs = {seed: train_seed(seed, data, network, training, splits, new_model, processor) for seed in training.seeds}
     if training.process_index == 0:
         write_results(runs, Path(training.output_dir), data)
     return {seed: metrics for seed, (metrics, _) in runs.items()}
@@ -267,8 +275,8 @@ def load_backbone(network, texts):
     return backbone, AutoTokenizer.from_pretrained(network.backbone, **where)
 
 
-def build_model(data, network, splits, backbone, tokenizer):
-    """An untrained adapter on the LLM, and the processor that knows its answers and the features' statistics."""
+def build_processor(data, network, train, tokenizer):
+    """The processor, which knows the answers and the training features' statistics, and the config of its model."""
     names = ("audio_hidden_size", "vision_hidden_size", "mixer_dim", "scales", "num_pseudo_tokens", "dropout", "head")
     given = {
         name: getattr(network, name) for name in (*names, "prompt_template") if getattr(network, name) is not None
@@ -278,8 +286,8 @@ def build_model(data, network, splits, backbone, tokenizer):
     else:
         given |= {"id2label": dict(enumerate(data.labels))}
     config = MseConfig(
-        audio_dim=splits["train"].features["audio"].shape[1],
-        vision_dim=splits["train"].features["vision"].shape[1],
+        audio_dim=train.features["audio"].shape[1],
+        vision_dim=train.features["vision"].shape[1],
         task=data.task,
         language=data.language,
         # without a name, a tiny LLM travels in the model's own folder
@@ -288,12 +296,10 @@ def build_model(data, network, splits, backbone, tokenizer):
         **given,
     )
     processor = MseProcessor.from_config(config, tokenizer)
-    samples = MsaSamples(splits["train"], withhold=data.withhold)
-    processor.fit(samples[index] for index in range(len(samples)))
-    model = MseForConditionalGeneration.from_backbone(backbone, config)
-    if network.memory_steps is not None:
-        prolong_memory(model.adapter.audio_encoder.lstm, network.memory_steps)
-    return model, processor
+    samples = MsaSamples(train, withhold=data.withhold)
+    chunks = (range(start, min(start + 256, len(samples))) for start in range(0, len(samples), 256))
+    processor.fit(sample for chunk in chunks for sample in samples.__getitems__(chunk))
+    return processor, config
 
 
 @torch.no_grad()
@@ -412,7 +418,7 @@ def metrics_of(data):
     return compute_metrics
 
 
-def train_seed(seed, data, network, training, splits, backbone, tokenizer):
+def train_seed(seed, data, network, training, splits, new_model, processor):
     """Train once. Returns the metrics by split and the trainer's log; both are read back where a seed has finished."""
     folder = Path(training.output_dir) / f"seed_{seed}"
     finished = folder / "metrics.json"
@@ -427,7 +433,7 @@ def train_seed(seed, data, network, training, splits, backbone, tokenizer):
     training.metric_for_best_model = "mae" if data.task == "regression" else "weighted_f1"
     training.greater_is_better = data.task == "classification"
     set_seed(seed)
-    model, processor = build_model(data, network, splits, backbone, tokenizer)
+    model = new_model()
     trainer = build_trainer(model, processor, splits, data, network, training)
     checkpoint = last_checkpoint(folder, training.world_size) if training.resume_from_checkpoint else None
     trainer.train(resume_from_checkpoint=checkpoint)
