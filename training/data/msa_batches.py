@@ -69,21 +69,30 @@ class MsaSamples(torch.utils.data.Dataset):
     def __getitems__(self, indices):
         pairs = [index if isinstance(index, tuple) else (index, None) for index in indices]
         rows = self.columns.__getitems__([row for row, _ in pairs])
-        return [self._sample(row, index, epoch) for row, (index, epoch) in zip(rows, pairs, strict=True)]
+        generators = [
+            None if epoch is None else np.random.default_rng((self.seed, epoch, row)) for row, epoch in pairs
+        ]
+        swapped = {
+            place: int(generators[place].choice(self.rows_of_label[self.labels[row]]))
+            for place, (row, epoch) in enumerate(pairs)
+            if epoch is not None and generators[place].random() < self.swap_vision
+        }
+        if swapped:
+            others = self.columns.__getitems__(list(swapped.values()))
+            for place, other in zip(swapped, others, strict=True):
+                rows[place]["vision"] = other["vision"]
+        return [
+            self._sample(row, pair[0], generator) for row, pair, generator in zip(rows, pairs, generators, strict=True)
+        ]
 
-    def _sample(self, row, index, epoch):
+    def _sample(self, row, index, generator):
         label = row["label"]
         sample = {"text": str(row["text"]), "label": str(label) if isinstance(label, str) else float(label)}
-        features = {modality: row[modality] for modality in MODALITIES}
-        if epoch is not None:
-            generator = np.random.default_rng((self.seed, epoch, index))
-            if generator.random() < self.swap_vision:
-                features["vision"] = self.columns[int(generator.choice(self.rows_of_label[self.labels[index]]))][
-                    "vision"
-                ]
-            if self.augmentation is not None:
-                features = {name: self.augmentation(values, name, generator) for name, values in features.items()}
-        sample |= {name: values if len(values) else None for name, values in features.items()}
+        for modality in MODALITIES:
+            values = row[modality]
+            if generator is not None and self.augmentation is not None:
+                values = self.augmentation(values, modality, generator)
+            sample[modality] = values if len(values) else None
         if self.context is not None:
             sample |= {"context": self.context[index], "speaker": str(row["speaker"])}
         return sample | {name: "" if name == "text" else None for name in self.withhold}
