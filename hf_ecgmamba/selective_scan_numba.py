@@ -29,6 +29,7 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
+HAS_NUMBA = importlib.util.find_spec("numba") is not None
 # channels in one vector: two registers of AVX-512, four of AVX2, eight of NEON
 LANES = 32
 # vectors of channels in one task: their gradients of B and C are added up before they are written
@@ -41,37 +42,103 @@ def why_not_numba(x, A):
     """Why these kernels cannot scan x with A, or None."""
     if x.device.type != "cpu":
         return f"it runs on the CPU, and x is on {x.device}"
-    if not _numba_is_installed():
+    if not HAS_NUMBA:
         return "numba is not installed (pip install numba)"
     return None
-
-
-@cache
-def _numba_is_installed():
-    return importlib.util.find_spec("numba") is not None
 
 
 def selective_scan_numba(x, dt, A, B, C, D=None, dt_bias=None, dt_softplus=False, mask=None):
     """Arguments as in [`~selective_scan.selective_scan`], on the CPU."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    x_, dt, A, B, C, D, dt_bias = (None if t is None else t.to(dtype) for t in (x, dt, A, B, C, D, dt_bias))
-    return _SelectiveScan.apply(x_, dt, A, B, C, D, dt_bias, dt_softplus, mask).to(x.dtype)
+    tensors = [None if tensor is None else tensor.to(dtype) for tensor in (x, dt, A, B, C, D, dt_bias)]
+    learns = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    return _scan(*tensors, dt_softplus, mask, learns)[0].to(x.dtype)
 
 
-class _SelectiveScan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, dt, A, B, C, D, dt_bias, dt_softplus, mask):
-        ctx.optional = (D is not None, dt_bias is not None)
-        ctx.dt_softplus = dt_softplus
-        y, saved = _run_forward(x, dt, A, B, C, D, dt_bias, dt_softplus, mask, any(ctx.needs_input_grad))
-        ctx.save_for_backward(x, dt, A, B, C, D, dt_bias, mask, saved)
-        return y
+# custom operators: torch.compile takes them as they are and looks no further
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dy):
-        x, dt, A, B, C, D, dt_bias, mask, saved = ctx.saved_tensors
-        return (*_run_backward(dy, x, dt, A, B, C, D, dt_bias, ctx.dt_softplus, mask, saved), None, None)
+
+@torch.library.custom_op("hf_ecgmamba::selective_scan", mutates_args=())
+def _scan(
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None,
+    dt_bias: torch.Tensor | None,
+    dt_softplus: bool,
+    mask: torch.Tensor | None,
+    keep_states: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y, and the state at the start of every span, which the backward pass needs (empty without keep_states)."""
+    arrays = _as_arrays(x, dt, A, B, C, D, dt_bias, mask)
+    y, saved = torch.empty(arrays[0].shape, dtype=x.dtype), x.new_empty(_shape_of_saved(x, A, keep_states))
+    _run_tasks(_compile()[0], y.shape, dt_softplus, *arrays, y.numpy(), saved.numpy())
+    return y[..., : x.shape[-1]].contiguous(), saved
+
+
+@_scan.register_fake
+def _(x, dt, A, B, C, D, dt_bias, dt_softplus, mask, keep_states):
+    return x.new_empty(x.shape), x.new_empty(_shape_of_saved(x, A, keep_states))
+
+
+@torch.library.custom_op("hf_ecgmamba::selective_scan_backward", mutates_args=())
+def _scan_backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None,
+    dt_bias: torch.Tensor | None,
+    dt_softplus: bool,
+    mask: torch.Tensor | None,
+    saved: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of x, dt, A, B, C, D, dt_bias, in the shapes of [`selective_scan`]'s arguments."""
+    arrays = _as_arrays(x, dt, A, B, C, D, dt_bias, mask)
+    directions, batch, time, channels = arrays[0].shape
+    d_state, groups = A.shape[2], -(-channels // (LANES * VECTORS))
+    dx, d_dt = (torch.empty(directions, batch, time, channels, dtype=x.dtype) for _ in range(2))
+    # what each task adds to gradients that tasks have in common, summed below in a fixed order
+    dA = torch.empty(directions, batch, d_state, channels, dtype=x.dtype)
+    dD, d_bias = torch.empty(2, directions, batch, channels, dtype=x.dtype)
+    dB, dC = torch.empty(2, groups, directions, batch, time, d_state, dtype=x.dtype)
+    gradients = [tensor.numpy() for tensor in (dx, d_dt, dA, dB, dC, dD, d_bias)]
+    dy = F.pad(dy, (0, channels - dy.shape[-1])).contiguous().numpy()
+    _run_tasks(_compile()[1], dx.shape, dt_softplus, *arrays, saved.numpy(), dy, *gradients)
+    gradients = (dx, d_dt, dA.sum(1), dD.sum(1), d_bias.sum(1))
+    dx, d_dt, dA, dD, d_bias = (gradient[..., : x.shape[-1]].contiguous() for gradient in gradients)
+    return dx, d_dt, dA.transpose(1, 2).contiguous(), dB.sum(0), dC.sum(0), dD, d_bias
+
+
+@_scan_backward.register_fake
+def _(dy, x, dt, A, B, C, D, dt_bias, dt_softplus, mask, saved):
+    per_channel = A.shape[:2]
+    return tuple(x.new_empty(shape) for shape in (x.shape, x.shape, A.shape, B.shape, C.shape, *(per_channel,) * 2))
+
+
+def _keep_for_backward(ctx, inputs, output):
+    x, dt, A, B, C, D, dt_bias, ctx.dt_softplus, mask, _ = inputs
+    ctx.save_for_backward(x, dt, A, B, C, D, dt_bias, mask, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx, dy, _):
+    x, dt, A, B, C, D, dt_bias, mask, saved = ctx.saved_tensors
+    *gradients, dD, d_bias = _scan_backward(dy, x, dt, A, B, C, D, dt_bias, ctx.dt_softplus, mask, saved)
+    return *gradients, None if D is None else dD, None if dt_bias is None else d_bias, None, None, None
+
+
+_scan.register_autograd(_differentiate, setup_context=_keep_for_backward)
+
+
+def _shape_of_saved(x, A, keep_states):
+    directions, batch, time, channels = x.shape
+    spans = -(-time // SPAN) if keep_states else 0
+    return directions, batch, spans, A.shape[2], -(-channels // LANES) * LANES
 
 
 def _as_arrays(x, dt, A, B, C, D, dt_bias, mask):
@@ -85,33 +152,6 @@ def _as_arrays(x, dt, A, B, C, D, dt_bias, mask):
         tensors = [F.pad(tensor, (0, -tensor.shape[-1] % LANES)) for tensor in tensors]
     mask = torch.empty(0, 0, dtype=torch.bool) if mask is None else mask
     return [tensor.detach().contiguous().numpy() for tensor in (*tensors, B, C, mask)]
-
-
-def _run_forward(x, dt, A, B, C, D, dt_bias, dt_softplus, mask, keep_states):
-    arrays = _as_arrays(x, dt, A, B, C, D, dt_bias, mask)
-    directions, batch, time, channels = arrays[0].shape
-    y = torch.empty(directions, batch, time, channels, dtype=x.dtype)
-    spans = -(-time // SPAN) if keep_states else 0
-    saved = torch.empty(directions, batch, spans, A.shape[2], channels, dtype=x.dtype)
-    _run_tasks(_compile()[0], y.shape, dt_softplus, *arrays, y.numpy(), saved.numpy())
-    return y[..., : x.shape[-1]], saved
-
-
-def _run_backward(dy, x, dt, A, B, C, D, dt_bias, dt_softplus, mask, saved):
-    arrays = _as_arrays(x, dt, A, B, C, D, dt_bias, mask)
-    directions, batch, time, channels = arrays[0].shape
-    d_state, groups = A.shape[2], -(-channels // (LANES * VECTORS))
-    dx, d_dt = torch.empty(2, directions, batch, time, channels, dtype=x.dtype)
-    # what each task adds to gradients that tasks have in common, summed below in a fixed order
-    dA = torch.empty(directions, batch, d_state, channels, dtype=x.dtype)
-    dD, d_bias = torch.empty(2, directions, batch, channels, dtype=x.dtype)
-    dB, dC = torch.empty(2, groups, directions, batch, time, d_state, dtype=x.dtype)
-    gradients = [tensor.numpy() for tensor in (dx, d_dt, dA, dB, dC, dD, d_bias)]
-    dy = F.pad(dy, (0, channels - dy.shape[-1])).contiguous().numpy()
-    _run_tasks(_compile()[1], dx.shape, dt_softplus, *arrays, saved.numpy(), dy, *gradients)
-    dx, d_dt, dA, dD, d_bias = (tensor[..., : x.shape[-1]] for tensor in (dx, d_dt, dA, dD, d_bias))
-    dA, dB, dC = dA.sum(1).transpose(1, 2), dB.sum(0), dC.sum(0)
-    return dx, d_dt, dA, dB, dC, None if D is None else dD.sum(1), None if dt_bias is None else d_bias.sum(1)
 
 
 def _run_tasks(kernel, shape, *arguments):

@@ -283,6 +283,20 @@ def test_a_constant_input_has_the_closed_form(device, backend):
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=0)
 
 
+@needs_numba
+@pytest.mark.filterwarnings("ignore")  # what the compiler says of itself
+def test_torch_compile_takes_it_whole():
+    inputs = {name: tensor.float().requires_grad_() for name, tensor in make_inputs(channels=33).items()}
+
+    def scan(**tensors):
+        return selective_scan(**tensors, dt_softplus=True).sin()
+
+    compiled = torch.compile(scan, backend="aot_eager", fullgraph=True)
+    results = [(y, *torch.autograd.grad(y.sum(), list(inputs.values()))) for y in (scan(**inputs), compiled(**inputs))]
+    for eager, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, eager)
+
+
 @every_backend
 def test_strided_views_are_as_good_as_copies(device, backend):
     """What a model hands over: dt, B and C as slices of one projection, x transposed."""
@@ -302,7 +316,7 @@ def test_the_fastest_backend_is_the_default():
 
 
 def test_a_backend_that_cannot_serve_is_passed_over_or_refused(monkeypatch):
-    monkeypatch.setattr(selective_scan_numba, "_numba_is_installed", lambda: False)
+    monkeypatch.setattr(selective_scan_numba, "HAS_NUMBA", False)
     inputs = make_inputs()
     assert "numba" not in available_backends()
     with pytest.raises(ValueError, match="'numba' cannot serve this input: numba is not installed"):
