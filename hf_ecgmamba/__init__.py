@@ -10,7 +10,6 @@ from importlib import import_module
 _HOMES = {
     "configuration_ecgmamba": ("EcgMambaConfig",),
     "modeling_ecgmamba": ("EcgMambaForMaskedModeling", "EcgMambaForSequenceClassification", "EcgMambaModel"),
-    "selective_scan": ("available_backends", "selective_scan"),
     "recording": ("Recording", "open_recording", "read_recording"),
     "feature_extraction_ecgmamba": ("EcgMambaFeatureExtractor",),
     "pipeline_ecg_classification": ("EcgClassificationPipeline",),
