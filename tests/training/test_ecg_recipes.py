@@ -13,7 +13,7 @@ RECIPES = sorted((Path(__file__).resolve().parents[2] / "training" / "recipes").
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe(recipe, tmp_path):
     flags = [str(recipe), "--data_dir", str(tmp_path), "--output_dir", str(tmp_path), "--bf16", "false"]
-    data, network, training = parse_recipe((DataArguments, ModelArguments, EcgTrainingArguments), flags)
+    _, network, training = parse_recipe((DataArguments, ModelArguments, EcgTrainingArguments), flags)
     model, reader = build_model(network, ("AF", "NORM"))
     assert (reader.sampling_rate, reader.window_seconds) == (network.sampling_rate, network.window_seconds)
     assert model.config.num_hidden_layers == network.num_hidden_layers
