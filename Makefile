@@ -19,9 +19,7 @@ lint: .venv/installed
 	.venv/bin/ruff format --check .
 
 bench: .venv/installed
-	$(RUN) benchmarks/selective_scan.py
-	$(RUN) benchmarks/ecgmamba.py
-	$(RUN) benchmarks/mse_adapter.py
+	for script in benchmarks/*.py; do $(RUN) $$script || exit 1; done
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
