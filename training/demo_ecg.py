@@ -5,7 +5,6 @@ only installed libraries, loads the folder that the training left, reads an ECG 
 """
 
 import argparse
-import logging
 import sys
 import time
 from pathlib import Path
@@ -13,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a missing kernel that nothing here uses
 
 from training import run_ecg
 from training.data.simulated_ecg import simulate_ecg

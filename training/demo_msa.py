@@ -6,7 +6,6 @@ reads clips it has never seen, whole and with a modality missing.
 """
 
 import argparse
-import logging
 import shutil
 import sys
 import time
@@ -15,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a missing kernel that nothing here uses
 
 from training import run_msa
 from training.data.simulated_msa import load_simulated_msa
