@@ -121,8 +121,10 @@ class EcgMambaConfig(PreTrainedConfig):
         require("problem_type", self.problem_type in (None, *PROBLEM_TYPES), f"one of {PROBLEM_TYPES}")
         require("window_pooling", self.window_pooling in (None, "max", "mean"), 'None, "max" or "mean"')
         if self.thresholds is not None:
-            fits = len(self.thresholds) == self.num_labels and all(map(is_number, self.thresholds))
-            require("thresholds", fits, f"one number for each of the {self.num_labels} labels")
+            fits = len(self.thresholds) == self.num_labels and all(
+                is_number(t) and 0 <= t <= 1 for t in self.thresholds
+            )
+            require("thresholds", fits, f"a number in [0, 1] for each of the {self.num_labels} labels")
 
     def _require(self, name, condition, expected):
         if not condition:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_ecgmamba import EcgMambaConfig
 from .selective_scan import selective_scan
@@ -237,6 +237,7 @@ class EcgMambaModel(EcgMambaPreTrainedModel):
         self.pooling = Pooling(config)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_values: torch.FloatTensor,
@@ -307,8 +308,16 @@ class EcgMambaModel(EcgMambaPreTrainedModel):
             raise ValueError(
                 "input_values holds NaN or infinity; expected finite millivolts (the feature extractor fills gaps)"
             )
-        if attention_mask is not None and not attention_mask.bool().any(1).all():
+        if attention_mask is None:
+            return
+        if not attention_mask.bool().any(1).all():
             raise ValueError("attention_mask has a row of padding alone; expected at least one real sample in each")
+        left, stride = attention_mask.bool().int().argmax(1), self.config.total_stride
+        if (left % stride).any():
+            raise ValueError(
+                f"attention_mask begins with {left.tolist()} samples of padding; expected multiples of {stride}, the "
+                "samples of a token, or the padding on the right"
+            )
 
 
 class EcgMambaForSequenceClassification(EcgMambaPreTrainedModel):
@@ -321,6 +330,7 @@ class EcgMambaForSequenceClassification(EcgMambaPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_values: torch.FloatTensor,
@@ -338,7 +348,7 @@ class EcgMambaForSequenceClassification(EcgMambaPreTrainedModel):
 
         The other arguments are those of [`EcgMambaModel`]. `logits` are `(batch, num_labels)`.
         """
-        outputs = self.ecgmamba(input_values, attention_mask, lead_mask, output_hidden_states)
+        outputs = self.ecgmamba(input_values, attention_mask, lead_mask, output_hidden_states, return_dict=True)
         logits = self.classifier(self.dropout(outputs.pooler_output))
         loss = None if labels is None else self._loss(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
@@ -352,14 +362,24 @@ class EcgMambaForSequenceClassification(EcgMambaPreTrainedModel):
         if problem == "single_label_classification":
             if labels.shape != logits.shape[:1] or labels.is_floating_point():
                 raise ValueError(f"labels is {labels.dtype} {tuple(labels.shape)}; expected one integer a record")
+            self._check_labels(labels, 0, self.config.num_labels - 1)
             return F.cross_entropy(logits, labels)
         if problem == "regression" and self.config.num_labels == 1:
             labels = labels.reshape(-1, 1)
         if labels.shape != logits.shape:
             raise ValueError(f"labels is {tuple(labels.shape)}; expected {tuple(logits.shape)} for {problem}")
         if problem == "regression":
+            self._check_labels(labels, -torch.finfo().max, torch.finfo().max)
             return F.mse_loss(logits, labels.float())
+        self._check_labels(labels, 0, 1)
         return F.binary_cross_entropy_with_logits(logits, labels.float())
+
+    def _check_labels(self, labels, low, high):
+        if torch.compiler.is_compiling():
+            return
+        wrong = labels[~((labels >= low) & (labels <= high))]  # NaN is in no range
+        if len(wrong):
+            raise ValueError(f"labels holds {wrong[0].item()}; expected values from {low:g} to {high:g}")
 
 
 class EcgMambaForMaskedModeling(EcgMambaPreTrainedModel):
@@ -376,6 +396,7 @@ class EcgMambaForMaskedModeling(EcgMambaPreTrainedModel):
         self.decoder = nn.Linear(config.hidden_size, config.total_stride * config.num_leads)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_values: torch.FloatTensor,
@@ -390,15 +411,22 @@ class EcgMambaForMaskedModeling(EcgMambaPreTrainedModel):
 
         The other arguments are those of [`EcgMambaModel`].
         """
+        self.ecgmamba._check(input_values, attention_mask, lead_mask)
         batch, leads, time = input_values.shape
         stride = self.config.total_stride
         tokens = -(-time // stride)
         if masked_tokens is None:
-            masked_tokens = self.draw_spans(batch, tokens, input_values.device)
-        elif masked_tokens.shape != (batch, tokens):
-            raise ValueError(f"masked_tokens is {tuple(masked_tokens.shape)}; expected {(batch, tokens)}")
+            masked_tokens = self.draw_spans(batch, tokens, attention_mask, input_values.device)
+        elif masked_tokens.shape != (batch, tokens) or masked_tokens.dtype != torch.bool:
+            came = f"{masked_tokens.dtype} {tuple(masked_tokens.shape)}"
+            raise ValueError(f"masked_tokens is {came}; expected torch.bool {(batch, tokens)}")
         outputs = self.ecgmamba(
-            input_values, attention_mask, lead_mask, masked_tokens=masked_tokens, mask_embedding=self.mask_embedding
+            input_values,
+            attention_mask,
+            lead_mask,
+            masked_tokens=masked_tokens,
+            mask_embedding=self.mask_embedding,
+            return_dict=True,
         )
         reconstruction = self.decoder(outputs.last_hidden_state).view(batch, tokens, leads, stride)
         reconstruction = reconstruction.permute(0, 2, 1, 3).reshape(batch, leads, tokens * stride)[..., :time]
@@ -411,11 +439,16 @@ class EcgMambaForMaskedModeling(EcgMambaPreTrainedModel):
         loss = squared_error.sum() / counted.sum().clamp(min=1)
         return EcgMambaMaskedModelingOutput(loss=loss, reconstruction=reconstruction, masked_tokens=masked_tokens)
 
-    def draw_spans(self, batch, tokens, device):
-        """Random spans of `mask_time_length` tokens that cover about `mask_time_prob` of [batch, tokens]."""
+    def draw_spans(self, batch, tokens, attention_mask, device):
+        """Random spans of `mask_time_length` tokens that cover about `mask_time_prob` of [batch, tokens], and at least
+        one real token of every record."""
         length = min(self.config.mask_time_length, tokens)
         # of independent starts with probability p, a token stays visible with (1 - p) ** length
         start_probability = 1 - (1 - self.config.mask_time_prob) ** (1 / length)
         starts = torch.rand(batch, tokens, device=device) < start_probability
-        starts[torch.arange(batch, device=device), torch.randint(tokens, (batch,), device=device)] = True
+        begins = torch.arange(tokens, device=device) * self.config.total_stride
+        real = (
+            torch.ones(batch, tokens, device=device) if attention_mask is None else attention_mask[:, begins].float()
+        )
+        starts.scatter_(1, torch.multinomial(real, 1), True)
         return F.max_pool1d(F.pad(starts.float(), (length - 1, 0)), length, stride=1).bool()

@@ -55,6 +55,7 @@ def test_saved_and_loaded_again_it_is_the_same(tmp_path):
         ("mask_time_length", 0),
         ("problem_type", "ranking"),
         ("thresholds", [0.5]),
+        ("thresholds", [0.5, 50]),
         ("window_pooling", "median"),
     ],
 )

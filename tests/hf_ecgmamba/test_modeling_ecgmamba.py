@@ -185,9 +185,12 @@ def test_bfloat16_keeps_the_rates_exact_and_the_answer_close(tmp_path):
     assert half.classifier.weight.dtype == torch.bfloat16
     assert torch.equal(half.ecgmamba.blocks[0].mixer.A_log, model.ecgmamba.blocks[0].mixer.A_log)
     record = torch.randn(2, 3, 500)
-    torch.testing.assert_close(half(record).logits.float(), model(record).logits, atol=0.05, rtol=0.05)
+    exact = model(record).logits
+    torch.testing.assert_close(half(record).logits.float(), exact, atol=0.05, rtol=0.05)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(model(record).logits.float(), model(record).logits.float(), atol=0.05, rtol=0.05)
+        rounded = model(record).logits
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded.float(), exact, atol=0.05, rtol=0.05)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients():
@@ -248,10 +251,43 @@ def test_masked_modelling_hides_what_it_asks_for():
 
 def test_masked_modelling_draws_spans_of_the_share_asked_for():
     model = EcgMambaForMaskedModeling(tiny_config(mask_time_prob=0.4, mask_time_length=5))
-    masked = model.draw_spans(64, 500, "cpu")
+    masked = model.draw_spans(64, 500, None, "cpu")
     assert 0.3 < masked.float().mean() < 0.5
-    assert model.draw_spans(8, 1, "cpu").all()
-    assert model(torch.randn(2, 3, 100)).loss.isfinite()
+    assert model.draw_spans(8, 1, None, "cpu").all()
+
+
+def test_masked_modelling_hides_a_real_token_of_every_record():
+    model = EcgMambaForMaskedModeling(tiny_config(mask_time_prob=0.01, mask_time_length=1))
+    mask = (torch.arange(600) < torch.tensor([[3], [600]])).long()
+    for _ in range(10):
+        outputs = model(torch.randn(2, 3, 600), mask)
+        assert outputs.masked_tokens[0, 0] and outputs.masked_tokens[1].any()
+        assert outputs.loss > 0
+
+
+def test_a_pretrained_encoder_starts_a_classifier(tmp_path):
+    pretrained = EcgMambaForMaskedModeling(tiny_config())
+    pretrained.save_pretrained(tmp_path)
+    classifier = EcgMambaForSequenceClassification.from_pretrained(tmp_path)
+    for name, value in pretrained.ecgmamba.state_dict().items():
+        assert torch.equal(classifier.ecgmamba.state_dict()[name], value), name
+
+
+def test_a_tuple_where_one_is_asked_for():
+    model = EcgMambaForSequenceClassification(tiny_config()).eval()
+    record = torch.randn(1, 3, 60)
+    (logits,) = model(record, return_dict=False)
+    assert torch.equal(logits, model(record).logits)
+    model.config.return_dict = False
+    assert torch.equal(logits, model(record)[0])
+
+
+@pytest.mark.parametrize("inputs", [torch.zeros(3, 50), torch.zeros(1, 4, 50)])
+def test_masked_modelling_names_bad_input_too(inputs):
+    with pytest.raises(ValueError, match="input_values is"):
+        EcgMambaForMaskedModeling(tiny_config())(inputs)
+    with pytest.raises(ValueError, match=r"masked_tokens is torch\.int64"):
+        EcgMambaForMaskedModeling(tiny_config())(torch.zeros(1, 3, 60), masked_tokens=torch.ones(1, 10).long())
 
 
 @pytest.mark.parametrize(
@@ -267,6 +303,15 @@ def test_masked_modelling_draws_spans_of_the_share_asked_for():
             "attention_mask is \\(1, 49\\)",
         ),
         ({"input_values": torch.zeros(1, 3, 50), "attention_mask": torch.zeros(1, 50)}, "padding alone"),
+        (
+            {"input_values": torch.zeros(1, 3, 50), "attention_mask": (torch.arange(50) >= 5)[None]},
+            "attention_mask begins with \\[5\\] samples",
+        ),
+        (
+            {"input_values": torch.zeros(1, 3, 50), "labels": torch.full((1, 3), float("nan"))},
+            "labels holds nan",
+        ),
+        ({"input_values": torch.zeros(1, 3, 50), "labels": torch.full((1, 3), 7.0)}, "labels holds 7"),
         ({"input_values": torch.zeros(1, 3, 50), "lead_mask": torch.ones(1, 2)}, "lead_mask is \\(1, 2\\)"),
         ({"input_values": torch.zeros(1, 3, 50), "labels": torch.zeros(1, 2)}, "labels is \\(1, 2\\)"),
     ],
@@ -280,6 +325,8 @@ def test_single_label_wants_integers():
     model = EcgMambaForSequenceClassification(tiny_config(problem_type="single_label_classification"))
     with pytest.raises(ValueError, match="one integer a record"):
         model(torch.zeros(2, 3, 50), labels=torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="expected values from 0 to 2"):
+        model(torch.zeros(2, 3, 50), labels=torch.tensor([0, 5]))
 
 
 def test_scan_parameters_of_each_direction_are_its_own():
