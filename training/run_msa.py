@@ -11,6 +11,7 @@ picture. Interrupted, the same command with `--resume_from_checkpoint` goes on e
 import copy
 import csv
 import json
+import logging
 import math
 import sys
 from dataclasses import dataclass, field, fields
@@ -29,10 +30,12 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import SaveStrategy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from hf_mse_adapter.answers import METHODS
 from hf_mse_adapter.configuration_mse_adapter import MseConfig
 from hf_mse_adapter.modeling_mse_adapter import MseForConditionalGeneration
 from hf_mse_adapter.processing_mse_adapter import PROMPT_TEMPLATES, MseProcessor
@@ -43,13 +46,15 @@ from training.data.msa_batches import MsaSamples
 from training.data.msa_functionals import with_window_functionals
 from training.data.msa_parquet import load_msa_parquet
 from training.data.msa_pickles import load_mmsa_pickle, load_mse_adapter_pickle
-from training.data.msa_samples import SPLITS, count_replaced
+from training.data.msa_samples import SPLIT_NAMES, count_replaced
 from training.data.ravdess import load_ravdess_features
 from training.data.simulated_msa import load_simulated_msa
 from training.data.tiny_language_model import build_tiny_language_model
 from training.launch import honor_num_processes, runs_on_cpu
 from training.recipe import parse_recipe
 from training.reports import atomic_path, markdown_table, plot_training_curves, write_json
+
+logger = logging.getLogger(__name__)
 
 METRICS = Path(__file__).resolve().parent / "metrics"
 TINY = "tiny"
@@ -108,6 +113,10 @@ class DataArguments:
             raise ValueError(f"swap_vision is {self.swap_vision}; expected 0 where labels are numbers")
         if self.metric not in ("mosi", "sims"):
             raise ValueError(f"metric is {self.metric!r}; expected mosi or sims")
+        if self.num_context_utterances < 0:
+            raise ValueError(f"num_context_utterances is {self.num_context_utterances}; expected 0 or more")
+        if not 0 <= self.swap_vision <= 1:
+            raise ValueError(f"swap_vision is {self.swap_vision}; expected a probability")
 
 
 @dataclass
@@ -183,6 +192,8 @@ class MsaTrainingArguments(TrainingArguments):
         # without it, the processes of a machine without accelerator would not find each other
         self.use_cpu = self.use_cpu or runs_on_cpu()
         super().__post_init__()
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds is {self.seeds}; expected one or more different numbers")
 
 
 def main(arguments=None):
@@ -192,6 +203,7 @@ def main(arguments=None):
             f"head_label_smoothing is {training.head_label_smoothing}, head {network.head!r}, task {data.task!r}; "
             "expected a classifying head that is alone"
         )
+    check_answer_method(network.answer_method, network.head or "none", data.task)
     with training.main_process_first(desc="reading the data"):
         splits = load_splits(data)
     if training.process_index == 0:
@@ -211,6 +223,16 @@ def main(arguments=None):
     return {seed: metrics for seed, (metrics, _) in runs.items()}
 
 
+def check_answer_method(method, head, task):
+    """Raise ValueError for a method that could not answer at the first validation, hours from now."""
+    methods = [name for name in METHODS if name != "expected" or task == "regression"]
+    methods += ["head"] if head != "none" else []
+    if method is not None and method not in methods:
+        raise ValueError(
+            f"answer_method is {method!r}; expected one of {', '.join(methods)} for task {task!r} with head {head!r}"
+        )
+
+
 def load_splits(data):
     """The data set by split; train and valid must be there, and every label known."""
     splits = LOADERS[data.dataset](data)
@@ -224,6 +246,7 @@ def load_splits(data):
             for split, dataset in splits.items()
         }
     if data.task == "classification":
+        splits = with_named_classes(splits, data.labels)
         data.labels = data.labels or sorted({str(label) for label in splits["train"]["label"]})
         for split, dataset in splits.items():
             unknown = {str(label) for label in dataset["label"]} - set(data.labels)
@@ -232,11 +255,32 @@ def load_splits(data):
     return splits
 
 
+def with_named_classes(splits, labels):
+    """The splits with class names for labels where their data set numbers its classes, as CHERMA's files do."""
+    numbers = set(map(str, range(len(labels or ()))))
+    found = {str(label) for dataset in splits.values() for label in dataset["label"]}
+    if not found <= numbers or found <= set(labels):
+        return splits
+    return {
+        split: dataset.remove_columns("label")
+        .add_column("label", [labels[int(label)] for label in dataset["label"]])
+        .with_format("numpy")
+        for split, dataset in splits.items()
+    }
+
+
 def load_mse_adapter_splits(data):
     if "{split}" not in data.data_path:
         raise ValueError(f"data_path is {data.data_path!r}; expected one with {{split}} for train, valid and test")
-    paths = {split: Path(data.data_path.replace("{split}", split)) for split in SPLITS}
-    return {split: load_mse_adapter_pickle(path, data.task) for split, path in paths.items() if path.is_file()}
+    splits = {}
+    for split, names in SPLIT_NAMES.items():
+        paths = [Path(data.data_path.replace("{split}", name)) for name in names]
+        present = [path for path in paths if path.is_file()]
+        if present:
+            splits[split] = load_mse_adapter_pickle(present[0], data.task)
+        else:
+            logger.warning("there is no %s split: no file %s", split, " or ".join(map(str, paths)))
+    return splits
 
 
 LOADERS = {
@@ -272,7 +316,22 @@ def load_backbone(network, texts):
     backbone = AutoModelForCausalLM.from_pretrained(
         network.backbone, dtype=network.dtype, quantization_config=quantization, **where
     )
-    return backbone, AutoTokenizer.from_pretrained(network.backbone, **where)
+    tokenizer = AutoTokenizer.from_pretrained(network.backbone, **where)
+    return backbone, with_end_token(tokenizer, backbone)
+
+
+def with_end_token(tokenizer, backbone):
+    """The tokenizer, with the end token that the LLM's configs name where it has none itself (Qwen's first)."""
+    configs = (backbone.generation_config, backbone.config)
+    for end in (getattr(config, "eos_token_id", None) for config in configs):
+        if tokenizer.eos_token_id is None and end is not None:
+            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end[0] if isinstance(end, list) else end)
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"{tokenizer.name_or_path}: eos_token_id is None in tokenizer, generation_config and config; "
+            "expected an end token in one of them"
+        )
+    return tokenizer
 
 
 def build_processor(data, network, train, tokenizer):
@@ -407,11 +466,13 @@ def metrics_of(data):
             metrics = metric.compute(predictions=answers[:, 0].astype(int), references=labels, labels=data.labels)
         else:
             answered = ~np.isnan(answers[:, 0])
-            metrics = {
-                "mae": data.label_range[1] - data.label_range[0]
-            }  # the worst there is, where nothing is answered
+            metrics = {}
             if answered.any():
                 metrics = metric.compute(predictions=answers[answered, 0], references=labels[answered])
+            # what is not answered counts as the worst there is, or silence would win the selection
+            worst = data.label_range[1] - data.label_range[0]
+            errors = np.where(answered, np.abs(answers[:, 0] - labels), worst)
+            metrics["mae_of_all"] = float(errors.mean())
             metrics["unparsable"] = int((~answered).sum())
         return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
@@ -430,31 +491,50 @@ def train_seed(seed, data, network, training, splits, new_model, processor):
         )
     training = copy.copy(training)
     training.output_dir, training.seed = str(folder), seed
-    training.metric_for_best_model = "mae" if data.task == "regression" else "weighted_f1"
+    training.metric_for_best_model = "mae_of_all" if data.task == "regression" else "weighted_f1"
     training.greater_is_better = data.task == "classification"
     set_seed(seed)
     model = new_model()
     trainer = build_trainer(model, processor, splits, data, network, training)
     checkpoint = last_checkpoint(folder, training.world_size) if training.resume_from_checkpoint else None
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if checkpoint is not None and stopped_early(checkpoint):
+        trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        trainer._load_best_model()
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
 
     metrics = {}
     for split, samples in trainer.held_out.items():
         output = trainer.predict(samples, metric_key_prefix=split)
         metrics[split] = {
-            name.removeprefix(f"{split}_"): value
+            name.removeprefix(f"{split}_"): finite_or_none(value)
             for name, value in output.metrics.items()
             if not name.endswith(("_runtime", "_per_second"))
         }
         if trainer.is_world_process_zero():
             write_predictions(folder / f"predictions_{split}.csv", splits[split], output.predictions, data)
+    history = [{name: finite_or_none(value) for name, value in entry.items()} for entry in trainer.state.log_history]
     if trainer.is_world_process_zero():
         save_for_hub(model, processor, folder)
-        write_json(folder / "history.json", trainer.state.log_history)
+        write_json(folder / "history.json", history)
         # last, because it says that all the rest is there
         write_json(finished, metrics)
     trainer.accelerator.wait_for_everyone()
-    return metrics, trainer.state.log_history
+    return metrics, history
+
+
+def stopped_early(checkpoint):
+    """Whether early stopping had ended the training when this checkpoint was written; Trainer would train on."""
+    state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
+    stopping = state["stateful_callbacks"].get("EarlyStoppingCallback")
+    if stopping is None:
+        return False
+    return stopping["attributes"]["early_stopping_patience_counter"] >= stopping["args"]["early_stopping_patience"]
+
+
+def finite_or_none(value):
+    """A diverged loss is no number that JSON knows."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_finished(folder):
@@ -500,7 +580,7 @@ def write_results(runs, output_dir, data):
     plot_training_curves(
         {f"seed {seed}": history for seed, (_, history) in runs.items()},
         output_dir / "training_curves.png",
-        metric="mae" if data.task == "regression" else "weighted_f1",
+        metric="mae_of_all" if data.task == "regression" else "weighted_f1",
     )
 
 

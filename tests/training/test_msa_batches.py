@@ -232,3 +232,25 @@ def test_grouped_order_has_every_record_once_and_like_lengths_together():
     assert [record for record, _ in sampler] != order
     sampler.set_epoch(0)
     assert [record for record, _ in sampler] == order
+
+
+def test_dialogue_and_speaker_may_be_the_number_zero():
+    rows = samples_to_dataset(dialogue(dialogue_id=0, speaker=0), "classification", "here")
+    assert set(rows["dialogue_id"]) == set(rows["speaker"]) == {"0"}
+
+
+def test_context_needs_dialogues():
+    rows = [{"id": name, "text": "hm", "label": 0.0} for name in ("a", "b")]
+    with pytest.raises(ValueError, match="no two samples share a dialogue_id"):
+        earlier_utterances(samples_to_dataset(rows, "regression", "here"), 1)
+
+
+@pytest.mark.parametrize("text", [None, ["hm"], b"\xff"])
+def test_text_that_is_none_is_named_with_its_sample(text):
+    with pytest.raises(ValueError, match="sample d1_2: text must be"):
+        samples_to_dataset(dialogue(text=text), "classification", "here")
+    assert samples_to_dataset(dialogue(text="嗯".encode()), "classification", "here")[0]["text"] == "嗯"
+
+
+def test_withheld_text_is_withheld_from_the_context(dataset):
+    assert MsaSamples(dataset, num_context_utterances=1, withhold=["text"])[0]["context"] == []

@@ -1,6 +1,7 @@
 """The field's pickles load to what plain pickle makes of them, and a pickle that would run code runs nothing."""
 
 import builtins
+import math
 import os
 import pickle
 import struct
@@ -233,7 +234,7 @@ def test_mmsa_layout_of_mosi(shared_data):
 
 
 def test_unaligned_features_are_cut_to_their_lengths(tmp_path):
-    split = mmsa_split(audio_lengths=[5, 2, 0], vision_lengths=np.array([1, 9, 3]))
+    split = mmsa_split(audio_lengths=[5, 2, 0], vision_lengths=np.array([1, 5, 3]))
     dataset = load_mmsa_pickle(write(tmp_path / "unaligned.pkl", {"train": split}))["train"]
     assert [len(audio) for audio in dataset["audio"]] == [5, 2, 0]
     assert [len(vision) for vision in dataset["vision"]] == [1, 5, 3]
@@ -335,3 +336,16 @@ def test_an_id_that_is_not_ravdess_is_named(tmp_path, sample_id):
     path = write(tmp_path / "other.pkl", {sample_id: np.zeros(294)})
     with pytest.raises(ValueError, match=f"{sample_id!r} is not an id of RAVDESS"):
         load_ravdess_features(path)
+
+
+@pytest.mark.parametrize("length", [-1, 6, 2.5, math.nan])
+def test_a_length_that_cannot_be_is_named(tmp_path, length):
+    content = {"train": mmsa_split(audio_lengths=[length, 1, 1], vision_lengths=[1, 1, 1])}
+    with pytest.raises(ValueError, match="audio_lengths must be a whole number from 0 to 5"):
+        load_mmsa_pickle(write(tmp_path / "lengths.pkl", content))
+
+
+def test_several_labels_in_a_row_are_refused(tmp_path):
+    content = {"train": mmsa_split(regression_labels=np.zeros((3, 4)))}
+    with pytest.raises(ValueError, match="the label must be a finite number"):
+        load_mmsa_pickle(write(tmp_path / "labels.pkl", content))

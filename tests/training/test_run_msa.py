@@ -2,14 +2,18 @@
 
 import csv
 import json
+import math
 import os
+import pickle
 import signal
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -19,7 +23,16 @@ from hf_mse_adapter import MseConfig, MseForConditionalGeneration, MseProcessor
 from training.data.simulated_msa import load_simulated_msa
 from training.data.tiny_language_model import build_tiny_language_model
 from training.recipe import parse_recipe
-from training.run_msa import DataArguments, ModelArguments, MsaTrainingArguments, main
+from training.run_msa import (
+    DataArguments,
+    ModelArguments,
+    MsaTrainingArguments,
+    finite_or_none,
+    load_splits,
+    main,
+    metrics_of,
+    with_end_token,
+)
 
 SCRIPT = Path(__file__).resolve().parents[2] / "training" / "run_msa.py"
 RECIPES = SCRIPT.parent / "recipes"
@@ -287,6 +300,11 @@ def test_recipes_have_the_papers_values():
         (("--swap_vision", "0.5"), "swap_vision is 0.5"),
         (("--head_label_smoothing", "0.1"), "a classifying head that is alone"),
         (("--memory_steps", "2"), "memory_steps is 2"),
+        (("--answer_method", "head"), "answer_method is 'head'"),
+        (("--answer_method", "guess", "--head", "alone"), "answer_method is 'guess'"),
+        (("--task", "classification", "--answer_method", "expected"), "answer_method is 'expected'"),
+        (("--num_context_utterances", "-1"), "num_context_utterances is -1"),
+        (("--task", "classification", "--swap_vision", "1.5"), "swap_vision is 1.5"),
         (("--num_samples", "6"), "do not fill one step"),
         (("--task", "classification", "--labels", "negative", "positive"), "'neutral'"),
     ],
@@ -294,3 +312,55 @@ def test_recipes_have_the_papers_values():
 def test_a_wrong_argument_is_named(tmp_path, flags, message):
     with pytest.raises(ValueError, match=message):
         main([*flags, "--output_dir", str(tmp_path / "run"), *QUICK])
+
+
+@pytest.mark.parametrize("dataset, labels", [("cherma", [6, 0]), ("meld", ["disgust", "neutral"])])
+def test_class_numbers_get_their_recipes_names(tmp_path, dataset, labels):
+    for split in ("train", "dev"):  # the field's other name of the validation split
+        entries = [{"features": {"text": "a", "audio": [[1.0]], "video": [[1.0]]}, "label": label} for label in labels]
+        (tmp_path / f"{split}.pkl").write_bytes(pickle.dumps(entries))
+    recipe = yaml.safe_load((RECIPES / f"msa_{dataset}_qwen.yaml").read_text(encoding="utf-8"))
+    names = recipe["labels"]
+    data = DataArguments(dataset="mse_adapter", task="classification", labels=names,
+                         data_path=str(tmp_path / "{split}.pkl"))  # fmt: skip
+    expected = [names[label] if isinstance(label, int) else label for label in labels]
+    assert {split: list(rows["label"]) for split, rows in load_splits(data).items()} == {
+        "train": expected, "valid": expected
+    }  # fmt: skip
+
+
+def test_an_end_token_is_found_in_the_llms_configs():
+    backbone, tokenizer = build_tiny_language_model(["a text"], 16, 1)
+    end = tokenizer.eos_token_id
+    tokenizer.eos_token = None
+    backbone.generation_config.eos_token_id, backbone.config.eos_token_id = None, [end]
+    assert with_end_token(tokenizer, backbone).eos_token_id == end
+    tokenizer.eos_token = backbone.config.eos_token_id = None
+    with pytest.raises(ValueError, match="eos_token_id is None"):
+        with_end_token(tokenizer, backbone)
+
+
+def test_silence_does_not_win_the_selection():
+    answers, labels = np.array([[1.0, 0.0], [math.nan, 0.0]]), np.array([1.0, 2.0])
+    metrics = metrics_of(DataArguments())(SimpleNamespace(predictions=answers, label_ids=labels))
+    assert (metrics["mae"], metrics["mae_of_all"], metrics["unparsable"]) == (0.0, 3.0, 1)
+
+
+def test_early_stopping_stays_stopped_after_a_kill(place):
+    flags = ("--seeds", "1", "--early_stopping_patience", "1", "--num_train_epochs", "8", "--learning_rate", "0.3")
+    main(arguments(place, "stopped", *flags))
+    folder = place / "stopped" / "seed_1"
+    before = load_file(folder / "model.safetensors")
+    history = json.loads((folder / "history.json").read_text())
+    last = max(entry["step"] for entry in history)
+    assert last < 8 * STEPS_PER_EPOCH, "early stopping did not fire"
+    for name in ("metrics.json", "model.safetensors"):
+        (folder / name).unlink()
+    main(arguments(place, "stopped", *flags, "--resume_from_checkpoint"))
+    after = load_file(folder / "model.safetensors")
+    assert max(entry["step"] for entry in json.loads((folder / "history.json").read_text())) == last
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_json_does_not_know_is_left_open():
+    assert [finite_or_none(value) for value in (math.nan, math.inf, 0.5, 3)] == [None, None, 0.5, 3]

@@ -19,6 +19,11 @@ def earlier_utterances(dataset, num_utterances):
         list[list[tuple[str, str]]]: for each row (speaker, text), oldest first; the speaker is "" where unknown.
     """
     columns = {name: list(dataset[name][:]) for name in ("dialogue_id", "utterance_id", "speaker", "text")}
+    if len(set(columns["dialogue_id"])) == len(dataset) > 1:
+        raise ValueError(
+            f"num_context_utterances is {num_utterances}, but no two samples share a dialogue_id; "
+            "expected 0 or a data set of dialogues"
+        )
     dialogues = defaultdict(list)
     for row, dialogue_id in enumerate(columns["dialogue_id"]):
         dialogues[dialogue_id].append(row)
@@ -95,4 +100,6 @@ class MsaSamples(torch.utils.data.Dataset):
             sample[modality] = values if len(values) else None
         if self.context is not None:
             sample |= {"context": self.context[index], "speaker": str(row["speaker"])}
-        return sample | {name: "" if name == "text" else None for name in self.withhold}
+        withheld = {name: "" if name == "text" else None for name in self.withhold}
+        # earlier utterances are text too
+        return sample | withheld | ({"context": []} if "text" in self.withhold else {})

@@ -10,12 +10,12 @@ import pyarrow.parquet as parquet
 from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 
-from training.data.msa_samples import SPLITS, clean_sample, fit_widths, sample_features, widths_of
+from training.data.msa_samples import SPLIT_NAMES, clean_sample, fit_widths, sample_features, widths_of
 
 logger = logging.getLogger(__name__)
 
 # raise it when the code below or msa_samples gives other rows than before: it keeps old caches from being used
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 COLUMNS = ("id", "text", "audio", "vision", "label", "dialogue_id", "utterance_id", "speaker")
 
 
@@ -41,11 +41,12 @@ def load_msa_parquet(folder, task, cache_dir=None):
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder of parquet files")
     datasets = {}
-    for split in SPLITS:
-        names = ("valid", "validation", "dev") if split == "valid" else (split,)
+    for split, names in SPLIT_NAMES.items():
         paths = [path for name in names if (path := folder / f"{name}.parquet").is_file()]
         if paths:
             datasets[split] = _load_file(paths[0], task, cache_dir)
+        else:
+            logger.warning("%s has no %s split: no file %s.parquet", folder, split, ".parquet or ".join(names))
     if not datasets:
         raise FileNotFoundError(f"{folder} has none of train.parquet, valid.parquet and test.parquet")
     return datasets

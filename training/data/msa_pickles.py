@@ -273,14 +273,25 @@ def _mmsa_samples(columns, name):
         sample = {
             "id": str(columns["id"][index]),
             "text": columns["raw_text"][index],
-            "label": float(np.ravel(columns["regression_labels"][index])[0]),
+            "label": columns["regression_labels"][index],
         }
         for modality in ("audio", "vision"):
             if modality in columns:
                 values = np.atleast_2d(columns[modality][index])
                 lengths = columns.get(f"{modality}_lengths")
-                sample[modality] = _without_zero_ends(values) if lengths is None else values[: int(lengths[index])]
+                if lengths is None:
+                    sample[modality] = _without_zero_ends(values)
+                else:
+                    steps = _true_steps(lengths[index], values, f"{name}, sample {sample['id']}: {modality}_lengths")
+                    sample[modality] = values[:steps]
         yield sample
+
+
+def _true_steps(length, values, name):
+    length = length.item() if isinstance(length, np.generic | np.ndarray) and np.size(length) == 1 else length
+    if not isinstance(length, int | float) or not 0 <= length <= len(values) or length != int(length):
+        raise ValueError(f"{name} must be a whole number from 0 to {len(values)}, but is {length!r}")
+    return int(length)
 
 
 def _without_zero_ends(values):
@@ -314,12 +325,14 @@ def _mse_adapter_samples(entries, path):
         features = entry.get("features") if isinstance(entry, dict) else None
         if not isinstance(features, dict) or "text" not in features or "label" not in entry:
             raise ValueError(f"{path}, entry {index}: expected {{features: {{text, audio, video, ...}}, label}}")
-        sample = {"id": f"{path.stem}_{index}", "dialogue_id": path.stem, "utterance_id": index}
+        sample = {"id": f"{path.stem}_{index}", "dialogue_id": f"{path.stem}_{index}"}
         sample |= {field: entry[field] for field in ("id", "dialogue_id", "utterance_id", "speaker") if field in entry}
         sample |= {"text": features["text"], "label": entry["label"]}
         for modality, field, length in (("audio", "audio", "audio_len"), ("vision", "video", "video_len")):
             values = features.get(field)
-            sample[modality] = values if values is None or length not in features else values[: int(features[length])]
+            if values is not None and length in features:
+                values = values[: _true_steps(features[length], values, f"{path}, entry {index}: {length}")]
+            sample[modality] = values
         yield sample
 
 

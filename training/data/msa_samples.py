@@ -11,7 +11,8 @@ import numpy as np
 from datasets import Array2D, Dataset, Features, Value
 
 MODALITIES = ("audio", "vision")
-SPLITS = ("train", "valid", "test")
+SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation", "dev"), "test": ("test",)}
+SPLITS = tuple(SPLIT_NAMES)
 
 
 def sample_features(audio_dim, vision_dim, task):
@@ -89,12 +90,19 @@ def clean_sample(sample, task, source):
         raise ValueError(f"{source}: a sample has no id")
     name = f"{source}, sample {sample['id']}"
     dialogue_id, utterance_id = split_sample_id(str(sample["id"]))
+    text = sample.get("text")
+    try:
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: text must be UTF-8, but is not: {error}") from None
+    if not isinstance(text, str):
+        raise ValueError(f"{name}: text must be a string, but is {text!r}")
     row = {
         "id": str(sample["id"]),
-        "dialogue_id": sample.get("dialogue_id") or dialogue_id,
+        "dialogue_id": dialogue_id if sample.get("dialogue_id") is None else str(sample["dialogue_id"]),
         "utterance_id": utterance_id if sample.get("utterance_id") is None else int(sample["utterance_id"]),
-        "speaker": sample.get("speaker") or "",
-        "text": str(sample.get("text", "")),
+        "speaker": "" if sample.get("speaker") is None else str(sample["speaker"]),
+        "text": str(text),
         "label": _label_for(task, sample.get("label"), name),
     }
     for modality in MODALITIES:
