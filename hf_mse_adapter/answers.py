@@ -231,6 +231,7 @@ class AnswerFormat:
     def predictions_of(self, log_likelihoods, method):
         """Turn log-likelihoods [batch, candidates] into `Prediction`s by "expected" or "likeliest"."""
         probabilities = log_likelihoods.double().softmax(dim=-1)
+        require_finite(probabilities, "candidates' likelihoods", log_likelihoods.dtype)
         best = probabilities.argmax(dim=-1).tolist()
         rows = probabilities.tolist()
         if self.task == "classification":
@@ -246,6 +247,12 @@ class AnswerFormat:
             Prediction(value, self.text_of(value), spread, row)
             for value, spread, row in zip(chosen, spreads, rows, strict=True)
         ]
+
+
+def require_finite(values, name, dtype):
+    """Raise ValueError where the LLM, at its dtype, gave NaN or infinite `values`."""
+    if not values.isfinite().all():
+        raise ValueError(f"the LLM, in {dtype}, gives {name} that are NaN or infinite; try bfloat16 or float32")
 
 
 def left_padded_prompts(batch):

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import ModelOutput, cached_file
 
-from .answers import Prediction, left_padded_prompts
+from .answers import Prediction, left_padded_prompts, require_finite
 from .configuration_mse_adapter import MseAdapterConfig, MseConfig
 
 PEFT_CONTAINER = "mse_adapter_modules"
@@ -432,6 +432,7 @@ def predict_with_adapter(model, adapter, batch, answers, method):
         raise ValueError("method is 'head', but the adapter was configured without one (head='none')")
     with torch.no_grad():
         output = forward_with_adapter(adapter, model.language_model, **_prompts(batch)).head_output
+    require_finite(output, "head outputs", model.language_model.dtype)
     if adapter.task == "classification":
         return answers.predictions_of(output, "likeliest")
     values = output[:, 0].clamp(answers.candidates[0], answers.candidates[-1]).tolist()
@@ -516,6 +517,8 @@ class MseForConditionalGeneration(PreTrainedModel):
         config = copy.deepcopy(config)
         if config.backbone_name_or_path is None:
             config.backbone_name_or_path = backbone.config.name_or_path or None
+        if config.backbone_revision is None and config.backbone_name_or_path == backbone.config.name_or_path:
+            config.backbone_revision = getattr(backbone.config, "_commit_hash", None)
         config.hidden_size = embedding_width(backbone)
         return cls(config, backbone)
 
@@ -626,8 +629,10 @@ class MseForConditionalGeneration(PreTrainedModel):
         """Take an LLM: freeze it, and put the adapter where its embeddings are.
 
         Raises:
-            ValueError: if its embeddings have another width than the adapter was made for.
+            ValueError: if its embeddings have another width than the adapter was made for, or it takes none.
         """
+        if "inputs_embeds" not in signature(backbone.forward).parameters:
+            raise ValueError(f"backbone is a {type(backbone).__name__}; expected an LLM that runs by inputs_embeds")
         width = embedding_width(backbone)
         if width != self.config.hidden_size:
             raise ValueError(

@@ -64,7 +64,9 @@ def save_for_hub(model, processor, folder, *, include_backbone=None, card=None, 
     """
     if not isinstance(model, MseForConditionalGeneration):
         raise ValueError(f"model is a {type(model).__name__}; expected an MseForConditionalGeneration")
-    for field in ("audio_dim", "vision_dim", "num_pseudo_tokens", "task"):
+    fields = ["audio_dim", "vision_dim", "num_pseudo_tokens", "task", "language", "prompt_template"]
+    fields += ["label_range", "label_step"] if model.config.task == "regression" else ["id2label"]
+    for field in fields:
         expected, came = getattr(model.config, field), getattr(processor, field)
         if came != expected:
             raise ValueError(f"processor.{field} is {came!r}; expected {expected!r}, as the model's config has it")

@@ -301,3 +301,9 @@ def test_prompts_end_in_the_last_column_and_hold_no_label(tokenizer):
     assert torch.equal(found["attention_mask"].bool(), real)
     for name in ("input_ids", "pseudo_token_mask", "text_mask"):
         assert torch.equal(found[name][real], expected[name][real]), name
+
+
+def test_likelihoods_that_are_no_numbers_name_the_dtype():
+    answers = AnswerFormat(build_tokenizer(), label_step=1.0)
+    with pytest.raises(ValueError, match=r"in torch\.float16, gives candidates' likelihoods that are NaN"):
+        answers.predictions_of(torch.full((1, 7), torch.nan, dtype=torch.float16), "expected")

@@ -608,3 +608,17 @@ print(model.predict(batch, processor.answers)[0].value)
     )
     assert ran.returncode == 0, ran.stderr
     assert [float(line) for line in ran.stdout.split()] == pytest.approx([expected] * 3, abs=1e-5)
+
+
+def test_an_llm_that_takes_no_embeddings_is_refused():
+    backbone = build_backbone()
+    backbone.forward = lambda input_ids, attention_mask=None: None
+    with pytest.raises(ValueError, match="expected an LLM that runs by inputs_embeds"):
+        MseForConditionalGeneration.from_backbone(backbone, MseAdapterConfig(audio_dim=5, vision_dim=4))
+
+
+def test_the_llms_commit_is_recorded():
+    backbone = build_backbone()
+    backbone.config.name_or_path, backbone.config._commit_hash = "some/llm", "c0ffee"
+    model = MseForConditionalGeneration.from_backbone(backbone, MseAdapterConfig(audio_dim=5, vision_dim=4))
+    assert model.config.backbone_revision == "c0ffee"

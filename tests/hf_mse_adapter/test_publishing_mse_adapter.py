@@ -64,3 +64,11 @@ def test_what_cannot_be_published_is_refused(tmp_path):
     with pytest.raises(ValueError, match="num_pseudo_tokens"):
         save_for_hub(other, processor, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("field, value", [("label_range", (-1.0, 1.0)), ("label_step", 0.5), ("language", "zh")])
+def test_a_processor_that_answers_otherwise_is_refused(tmp_path, field, value):
+    model, _ = build()
+    processor = MseProcessor.from_config(model.config, build_tokenizer(), **{field: value})
+    with pytest.raises(ValueError, match=f"processor.{field} is"):
+        save_for_hub(model, processor, tmp_path)
