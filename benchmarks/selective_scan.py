@@ -5,15 +5,19 @@
 256 channels, 16 states, both directions; float32 on a CPU, bfloat16 (layers under autocast) on a CUDA GPU. A scan gets
 x, dt, B and C ready made; a layer gets [batch, time, 256] and holds its projections, too. "two MambaMixers" is what
 transformers offers for both directions: one mixer forwards, one on the flipped input. The transformer layer is torch's
-TransformerEncoderLayer (4 heads, feed-forward 1024) by scaled_dot_product_attention.
+TransformerEncoderLayer (4 heads, feed-forward 1024) by scaled_dot_product_attention; "as it comes" is the same layer
+in evaluation mode, where torch takes a fast path that does not use it.
 
 On a CPU every cell is a process of its own, forked before torch has started a thread: time is the best of several runs
 after a warm-up (runs of seconds are taken once), memory the peak of resident memory above what was there before the
-run. A cell that passes `--limit` seconds or would need more than `--memory` GiB is stopped, says so, and longer ones
-are not tried. Prints a Markdown table, and below it the ratios that the project promises.
+run. Freed memory stays with the process (glibc's mallopt), as in a program that has run for a while: else every large
+tensor's first touch is charged to the kernel's zeroing of pages. A cell that passes `--limit` seconds or would need
+more than `--memory` GiB is stopped, says so, and longer ones are not tried. Prints a Markdown table, and below it the
+ratios that the project promises.
 """
 
 import argparse
+import ctypes
 import multiprocessing
 import platform
 import resource
@@ -33,6 +37,7 @@ from hf_ecgmamba.selective_scan import available_backends, selective_scan
 
 WIDTH, STATES = 256, 16
 MIXERS, LAYER, BLOCK, TRANSFORMER = "two MambaMixers", "BiSSM layer", "ECGMamba block", "transformer layer"
+AS_IT_COMES, SCAN = "transformer layer, as it comes", "scan: numba"
 FORWARD, BACKWARD = "forward", "forward + backward"
 
 
@@ -63,9 +68,9 @@ def build(contender, batch, length, device):
         return compute, [leaf.requires_grad_() for leaf in leaves]
     if contender == MIXERS:
         layer = TwoMixers()
-    elif contender == TRANSFORMER:
-        torch.backends.mha.set_fastpath_enabled(False)  # it would not use scaled_dot_product_attention
-        layer = nn.TransformerEncoderLayer(WIDTH, 4, 4 * WIDTH, dropout=0.0, batch_first=True, norm_first=True)
+    elif contender in (TRANSFORMER, AS_IT_COMES):
+        torch.backends.mha.set_fastpath_enabled(contender == AS_IT_COMES)
+        layer = nn.TransformerEncoderLayer(WIDTH, 4, 4 * WIDTH, dropout=0.0, batch_first=True, norm_first=True).eval()
     else:
         config = EcgMambaConfig(hidden_size=WIDTH, d_state=STATES, num_hidden_layers=1, hidden_dropout=0.0)
         block = EcgMambaModel(config).blocks[0]
@@ -139,6 +144,9 @@ def measure_in_a_process(cell, device, limit, memory):
     def child():
         in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (in_use + memory,) * 2)
+        if sys.platform == "linux":
+            for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+                ctypes.CDLL(None).mallopt(option, 2**31 - 1)
         measure(*cell, device, sender.send)
 
     process = multiprocessing.get_context("fork").Process(target=child)
@@ -215,9 +223,12 @@ def print_targets(results, limit, device):
         share = None if took is None else copy_bound_seconds(65_536) / took[0]
         row("triton, forward, 65536 steps, share of the copy-bandwidth bound", share, 0.6)
         return
-    faster("layer, forward, 1000 steps, vs two MambaMixers, times faster", MIXERS, LAYER, FORWARD, 1000, 20)
-    faster("layer, forward + backward, 1000 steps, vs two MambaMixers", MIXERS, LAYER, BACKWARD, 1000, 15)
+    for ours in (SCAN, LAYER):
+        faster(f"{ours} vs two MambaMixers, {FORWARD}, 1000 steps, times faster", MIXERS, ours, FORWARD, 1000, 20)
+        faster(f"{ours} vs two MambaMixers, {BACKWARD}, 1000 steps", MIXERS, ours, BACKWARD, 1000, 15)
     for length, required in ((1000, 2), (5000, 15)):
+        name = f"{LAYER} vs {AS_IT_COMES}, {FORWARD}, {length} tokens, times faster"
+        faster(name, AS_IT_COMES, LAYER, FORWARD, length, required)
         for ours in (LAYER, BLOCK):
             for mode in (FORWARD, BACKWARD):
                 name = f"{ours} vs transformer layer, {mode}, {length} tokens, times faster"
@@ -226,7 +237,7 @@ def print_targets(results, limit, device):
     known = isinstance(theirs, tuple) and isinstance(ours, tuple)
     name = "peak memory, layer, forward + backward, 5000 steps, vs two MambaMixers, times less"
     row(name, theirs[1] / ours[1] if known else None, 10, bound=known and theirs[0] == "time")
-    for contender in ("scan: numba", LAYER):
+    for contender in (SCAN, LAYER):
         for mode in (FORWARD, BACKWARD):
             short, long = seconds(contender, mode, 5000), seconds(contender, mode, 65_536)
             known = short is not None and long is not None and not (short[1] or long[1])
@@ -268,7 +279,7 @@ def main():
     print("| what | pass | steps | batch | time | peak memory |\n|---|---|---|---|---|---|")
     scans = [f"scan: {name}" for name in available_backends(device)]
     results = {}
-    for contender in arguments.contenders or (*scans, LAYER, BLOCK, MIXERS, TRANSFORMER):
+    for contender in arguments.contenders or (*scans, LAYER, BLOCK, MIXERS, TRANSFORMER, AS_IT_COMES):
         for mode in (FORWARD, BACKWARD):
             for batch in arguments.batches:
                 stopped = False
