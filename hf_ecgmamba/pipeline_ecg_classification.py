@@ -115,7 +115,9 @@ class EcgClassificationPipeline(Pipeline):
         Scored windows and notes of each recording, in order. Batches are filled across recordings; no more than one
         batch of signal is held at once.
         """
-        batch_size = batch_size or self._batch_size or 16
+        batch_size = next((size for size in (batch_size, self._batch_size) if size is not None), 16)
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size!r}; expected a whole number of at least 1")
         sized = hasattr(recordings, "__len__")  # a torch dataset has no other way to say where it ends
         sources = (recordings[index] for index in range(len(recordings))) if sized else recordings
         waiting, batch = [], []

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from numbers import Real
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -193,7 +194,16 @@ def open_recording(source, *, sampling_rate=None, leads=None, units=None, unname
         opened.name, opened.notes = source.name, tuple(source.notes)
         return opened
     if isinstance(source, (str, Path)):
-        channels = _open_path(Path(source), leads)
+        try:
+            channels = _open_path(Path(source), leads)
+        except (
+            ArithmeticError,
+            LookupError,
+            TypeError,
+            EOFError,
+            BadZipFile,
+        ) as error:  # a library's, on a damaged file
+            raise ValueError(f"{Path(source).name} is damaged ({type(error).__name__}: {_one_line(error)})") from error
     elif isinstance(source, dict):
         surplus = sorted(set(source) - {"array", "sampling_rate", "leads", "units", "name"})
         if "array" not in source or surplus:
@@ -395,6 +405,8 @@ def _open_wfdb(path):
     if header is None:
         raise ValueError(f"{name}: the header does not follow WFDB's format")
 
+    if not header.fs or header.fs < 0:
+        raise ValueError(f"{name}: the header states a sampling rate of {header.fs}; expected a number of Hz above 0")
     segments = [part for part in getattr(header, "segments", None) or [header] if part is not None]
     description = segments[0]  # of a variable layout, the segment that describes all channels
     if not header.n_sig or not description.file_name:

@@ -25,6 +25,7 @@ import pyarrow
 import pyarrow.parquet
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -74,6 +75,8 @@ def main(arguments=None):
     pipeline = EcgClassificationPipeline(model=model, feature_extractor=reader, device=state.device)
 
     sources = find_sources(options)
+    # one process lists for all: files that come or go meanwhile must not shift anybody's share
+    sources.names = broadcast_object_list([sources.names])[0]
     shards = Shards(Path(options.output), list(model.config.id2label.values()), options.model, options.shard_size)
     if state.is_main_process:
         shards.remove_half_written()
@@ -108,16 +111,16 @@ def main(arguments=None):
 
 @dataclass
 class Sources:
-    """Names, unique, and what the pipeline reads at each index."""
+    """Names, unique, and where the recordings are: the folder that the names are relative to, or a dataset's rows."""
 
     names: list[str]
-    recordings: Any
+    place: Any
 
     def __len__(self):
         return len(self.names)
 
     def __getitem__(self, index):
-        return self.recordings[index]
+        return str(self.place / self.names[index]) if isinstance(self.place, Path) else self.place[index]
 
 
 class DatasetRecordings:
@@ -142,8 +145,8 @@ def find_sources(options):
     folder = Path(options.input)
     saved = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
     if folder.is_dir() and not saved:
-        names = list_recordings(folder, options.pattern)
-        return Sources(names, [str(folder / name) for name in names])
+        names = list_recordings(folder, options.pattern, leave_out=Path(options.output))
+        return Sources(names, folder)
     dataset = datasets.load_from_disk(folder) if saved else datasets.load_dataset(options.input, split=options.split)
     if isinstance(dataset, datasets.DatasetDict):
         dataset = dataset[options.split]
@@ -154,14 +157,18 @@ def find_sources(options):
     return Sources(names, DatasetRecordings(dataset))
 
 
-def list_recordings(folder, pattern="**/*"):
+def list_recordings(folder, pattern="**/*", leave_out=None):
     """
     Paths of the recordings in `folder`, relative to it and sorted.
 
     Of a recording with a header, the header; of a multi-segment one, the header of the whole. Other files of a known
-    kind are taken for recordings: a table of labels among them will fail and be listed so.
+    kind are taken for recordings: a table of labels among them will fail and be listed so. Hidden files, and what
+    lies in the folder `leave_out`, are none.
     """
     files = sorted(path for path in folder.glob(pattern) if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = [path for path in files if not any(part[0] == "." for part in path.relative_to(folder).parts)]
+    if leave_out is not None:
+        files = [path for path in files if leave_out.resolve() not in path.resolve().parents]
     headers = [path for path in files if path.suffix.lower() == ".hea"]
     segments = {header.with_name(f"{name}.hea") for header in headers for name in segments_of(header)}
     return [
@@ -209,6 +216,8 @@ class Reading(torch.utils.data.IterableDataset):
                 yield Piece(index, end=True)
             except (ValueError, OSError) as error:
                 yield Piece(index, failure=str(error))
+            except Exception as error:  # what a damaged file makes a library raise is that recording's failure alone
+                yield Piece(index, failure=f"{type(error).__name__}: {error}")
 
 
 def classify(pipeline, reading, options):

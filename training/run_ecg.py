@@ -199,7 +199,8 @@ def build_model(network, label_names):
     if pretrained is None:
         config = EcgMambaConfig(**given, **labels)
         return EcgMambaForSequenceClassification(config), EcgMambaFeatureExtractor.from_model_config(config, **reading)
-    config = EcgMambaConfig.from_pretrained(pretrained, **given, **labels)
+    # made anew rather than altered, so that every field is checked
+    config = EcgMambaConfig(**{**EcgMambaConfig.from_pretrained(pretrained).to_dict(), **given, **labels})
     model = EcgMambaForSequenceClassification.from_pretrained(pretrained, config=config, ignore_mismatched_sizes=True)
     return model, EcgMambaFeatureExtractor.from_pretrained(pretrained, **given, **reading)
 
@@ -264,8 +265,7 @@ def final_evaluation(trainer, feature_extractor, splits, crop_pooling):
         probabilities = crops.pool(expit(trainer.predict(crops).predictions), crop_pooling)
         if split == "validation":
             config.thresholds = tune_thresholds(probabilities, crops.labels())
-            if len(crops) > len(crops.records):  # the pipeline then pools windows as for these thresholds
-                config.window_pooling = crop_pooling
+            config.window_pooling = crop_pooling  # the pipeline shall pool windows as for these thresholds
         metrics = metric.compute(
             predictions=probabilities, references=crops.labels(), labels=label_names, thresholds=config.thresholds
         )

@@ -208,3 +208,10 @@ def test_another_models_table_is_not_mixed_in(recordings, alone, model, tmp_path
     shutil.copytree(model, tmp_path / "other")
     with pytest.raises(ValueError, match="written for another model"):
         main(flags(tmp_path / "other", recordings, alone))
+
+
+def test_what_a_job_writes_is_no_input_of_the_next(tmp_path):
+    for name in ("b.csv", "a.csv", ".hidden.csv", "out/failed.csv", "out/.failed-1.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("0.1\n")
+    assert list_recordings(tmp_path, leave_out=tmp_path / "out") == ["a.csv", "b.csv"]

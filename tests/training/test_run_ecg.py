@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from hf_ecgmamba import EcgMambaFeatureExtractor, EcgMambaForSequenceClassification
+from hf_ecgmamba import EcgMambaConfig, EcgMambaFeatureExtractor, EcgMambaForSequenceClassification, save_for_hub
 from training.checkpoints import last_checkpoint
-from training.run_ecg import main
+from training.run_ecg import ModelArguments, build_model, main
 
 SCRIPT = Path(__file__).resolve().parents[2] / "training" / "run_ecg.py"
 RECIPE = """
@@ -163,3 +163,16 @@ def test_last_checkpoint_passes_over_a_half_written_one(tmp_path):
 def test_bad_arguments_are_named(place, flags, message):
     with pytest.raises(ValueError, match=message):
         main(arguments(place, "bad", *flags))
+
+
+def test_fine_tuning_with_other_leads_is_checked_and_published(tmp_path):
+    config = EcgMambaConfig(hidden_size=16, num_hidden_layers=1, num_labels=3)
+    model = EcgMambaForSequenceClassification(config)
+    save_for_hub(model, EcgMambaFeatureExtractor.from_model_config(config), tmp_path / "first")
+    start = str(tmp_path / "first")
+    tuned, reader = build_model(ModelArguments(model_name_or_path=start, leads=["I", "II"]), ("AF", "NORM"))
+    save_for_hub(tuned, reader, tmp_path / "second")
+    again = EcgMambaForSequenceClassification.from_pretrained(tmp_path / "second")
+    assert again.config.leads == ("I", "II") and again.config.id2label == {0: "AF", 1: "NORM"}
+    with pytest.raises(ValueError, match="pooling is 'foo'"):
+        build_model(ModelArguments(model_name_or_path=start, pooling="foo"), ("AF", "NORM"))
