@@ -14,8 +14,9 @@ def last_checkpoint(output_dir, world_size):
 
     A killed run may have been writing one: the trainer's state comes last, the random states shortly before it.
     """
-    folders = sorted(Path(output_dir).glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
-    for folder in reversed(folders):
+    steps = {folder: folder.name.removeprefix("checkpoint-") for folder in Path(output_dir).glob("checkpoint-*")}
+    folders = [folder for folder, step in steps.items() if step.isdigit()]
+    for folder in sorted(folders, key=lambda folder: int(steps[folder]), reverse=True):
         states = [f"rng_state_{rank}.pth" for rank in range(world_size)] if world_size > 1 else ["rng_state.pth"]
         try:
             json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))

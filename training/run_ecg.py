@@ -151,13 +151,13 @@ def main(arguments=None):
 
     report = final_evaluation(trainer, feature_extractor, splits, data.crop_pooling)
     if trainer.is_world_process_zero():
-        split = "test" if "test" in report else "validation"
+        split = "test" if "test" in report else "validation, on which the thresholds were tuned"
         save_for_hub(
             model,
             feature_extractor,
             training.output_dir,
             dataset=f"{data.dataset} ({split})",
-            metrics={name: report[split][name] for name in ("macro_auc", "macro_auprc", "macro_f1")},
+            metrics={name: report[split.split(",")[0]][name] for name in ("macro_auc", "macro_auprc", "macro_f1")},
         )
         write_json(Path(training.output_dir) / "metrics.json", report)
         plot_training_curves(
@@ -211,7 +211,8 @@ class EcgTrainer(Trainer):
     def _get_train_sampler(self, train_dataset=None):
         step_size = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         num_records = len(train_dataset or self.train_dataset)
-        sampler = EpochSampler(num_records, self.args.data_seed or self.args.seed, step_size)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        sampler = EpochSampler(num_records, seed, step_size)
         self.add_callback(SetEpoch(sampler))
         return sampler
 

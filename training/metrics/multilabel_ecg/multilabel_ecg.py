@@ -84,6 +84,10 @@ class MultilabelEcg(evaluate.Metric):
         }
 
 
+# a threshold of zero would find everything everywhere
+SMALLEST_THRESHOLD = 1e-6
+
+
 def tune_thresholds(predictions, references):
     """
     The threshold of each class that maximises its F1 on these records (`score >= threshold` counts as found).
@@ -110,7 +114,7 @@ def _best_threshold(scores, truth):
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     best = int(np.argmax(f1[:-1]))  # the last point of the curve has no threshold
     below = candidates[best - 1] if best else 0.0
-    return float((candidates[best] + below) / 2)
+    return max(float((candidates[best] + below) / 2), SMALLEST_THRESHOLD)
 
 
 def _has_both(references):
