@@ -145,8 +145,12 @@ def main(arguments=None):
 
     trainer = build_trainer(model, feature_extractor, splits, data, training)
     checkpoint = training.resume_from_checkpoint
-    if checkpoint == "last":
+    if checkpoint in ("last", "True", True):
         checkpoint = last_checkpoint(training.output_dir, training.world_size)
+        if checkpoint is None:
+            print(
+                f"{training.output_dir} holds no whole checkpoint of {training.world_size} process(es): starting anew"
+            )
     trainer.train(resume_from_checkpoint=checkpoint)
 
     report = final_evaluation(trainer, feature_extractor, splits, data.crop_pooling)
