@@ -94,7 +94,10 @@ class EcgClassificationPipeline(Pipeline):
             raise ValueError(f"thresholds is {thresholds!r}; expected none for a {self.problem_type}")
         if np.ndim(thresholds) > 1 or np.size(thresholds) not in (1, num_labels):
             raise ValueError(f"thresholds is {thresholds!r}; expected a number or {num_labels}, one for each label")
-        return np.broadcast_to(np.asarray(thresholds, dtype=np.float64), (num_labels,))
+        values = np.asarray(thresholds, dtype=np.float64)
+        if not ((values >= 0) & (values <= 1)).all():  # NaN is neither
+            raise ValueError(f"thresholds is {thresholds!r}; expected probabilities, in [0, 1]")
+        return np.broadcast_to(values, (num_labels,))
 
     def __call__(self, inputs, **kwargs):
         if isinstance(inputs, (GeneratorType, torch.utils.data.Dataset)):

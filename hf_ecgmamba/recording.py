@@ -255,7 +255,8 @@ def unit_in_millivolts(unit) -> float | None:
 
 def _settle_rate(channels, sampling_rate):
     """Fill in the rates that the source leaves open; a rate that it states may not be contradicted."""
-    if sampling_rate is not None and not (isinstance(sampling_rate, Real) and 0 < sampling_rate < np.inf):
+    is_rate = isinstance(sampling_rate, Real) and not isinstance(sampling_rate, bool) and 0 < sampling_rate < np.inf
+    if sampling_rate is not None and not is_rate:
         raise ValueError(f"{channels.name}: sampling_rate is {sampling_rate!r}; expected a number of Hz above 0")
     if sampling_rate is not None and (None in channels.rates or not channels.rate_is_stated):
         channels.rates = [float(sampling_rate)] * len(channels.rates)

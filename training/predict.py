@@ -145,7 +145,11 @@ def find_sources(options):
     folder = Path(options.input)
     saved = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
     if folder.is_dir() and not saved:
-        names = list_recordings(folder, options.pattern, leave_out=Path(options.output))
+        output = Path(options.output)
+        if output.resolve() == folder.resolve():
+            raise ValueError(f"output is {options.output}, the input folder itself; expected another folder")
+        is_inside = folder.resolve() in output.resolve().parents
+        names = list_recordings(folder, options.pattern, leave_out=output if is_inside else None)
         return Sources(names, folder)
     dataset = datasets.load_from_disk(folder) if saved else datasets.load_dataset(options.input, split=options.split)
     if isinstance(dataset, datasets.DatasetDict):

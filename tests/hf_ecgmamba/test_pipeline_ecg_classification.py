@@ -267,6 +267,8 @@ def test_bad_arguments(ecg):
     for arguments, message in (
         ({"top_k": 0}, "top_k is 0; expected 1 or more"),
         ({"window_pooling": "median"}, "window_pooling is 'median'"),
+        ({"thresholds": 50}, "thresholds is 50"),
+        ({"thresholds": float("nan")}, "thresholds is nan"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"batch_size": -1}, "batch_size is -1"),
         ({"threshold": 0.1}, "threshold: no such argument"),

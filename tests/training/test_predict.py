@@ -21,7 +21,7 @@ from hf_ecgmamba import (
     EcgMambaFeatureExtractor,
     EcgMambaForSequenceClassification,
 )
-from training.predict import list_recordings, main
+from training.predict import PredictArguments, find_sources, list_recordings, main
 
 SCRIPT = Path(__file__).resolve().parents[2] / "training" / "predict.py"
 
@@ -215,3 +215,8 @@ def test_what_a_job_writes_is_no_input_of_the_next(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("0.1\n")
     assert list_recordings(tmp_path, leave_out=tmp_path / "out") == ["a.csv", "b.csv"]
+    assert list_recordings(tmp_path / "out") == ["failed.csv"]
+    with pytest.raises(ValueError, match="the input folder itself"):
+        find_sources(PredictArguments(model="m", input=str(tmp_path), output=str(tmp_path)))
+    outside = find_sources(PredictArguments(model="m", input=str(tmp_path / "out"), output=str(tmp_path)))
+    assert outside.names == ["failed.csv"]
