@@ -196,13 +196,7 @@ def open_recording(source, *, sampling_rate=None, leads=None, units=None, unname
     if isinstance(source, (str, Path)):
         try:
             channels = _open_path(Path(source), leads)
-        except (
-            ArithmeticError,
-            LookupError,
-            TypeError,
-            EOFError,
-            BadZipFile,
-        ) as error:  # a library's, on a damaged file
+        except _ON_DAMAGED_FILES as error:
             raise ValueError(f"{Path(source).name} is damaged ({type(error).__name__}: {_one_line(error)})") from error
     elif isinstance(source, dict):
         surplus = sorted(set(source) - {"array", "sampling_rate", "leads", "units", "name"})
@@ -251,6 +245,10 @@ def unit_in_millivolts(unit) -> float | None:
     if isinstance(unit, Real):
         return float(unit) if 0 < unit < np.inf and not isinstance(unit, bool) else None
     return _MILLIVOLTS.get(unit.strip().lower())
+
+
+# what the libraries raise on a damaged file, besides ValueError and OSError
+_ON_DAMAGED_FILES = (ArithmeticError, LookupError, TypeError, EOFError, BadZipFile)
 
 
 def _settle_rate(channels, sampling_rate):

@@ -155,13 +155,14 @@ def main(arguments=None):
 
     report = final_evaluation(trainer, feature_extractor, splits, data.crop_pooling)
     if trainer.is_world_process_zero():
-        split = "test" if "test" in report else "validation, on which the thresholds were tuned"
+        split = "test" if "test" in report else "validation"
+        measured_on = "test" if split == "test" else "validation, on which the thresholds were tuned"
         save_for_hub(
             model,
             feature_extractor,
             training.output_dir,
-            dataset=f"{data.dataset} ({split})",
-            metrics={name: report[split.split(",")[0]][name] for name in ("macro_auc", "macro_auprc", "macro_f1")},
+            dataset=f"{data.dataset} ({measured_on})",
+            metrics={name: report[split][name] for name in ("macro_auc", "macro_auprc", "macro_f1")},
         )
         write_json(Path(training.output_dir) / "metrics.json", report)
         plot_training_curves(
