@@ -36,7 +36,7 @@ def parser():
     )
     parser.add_argument(
         "--method",
-        choices=("expected", "likeliest", "constrained", "greedy", "head"),
+        choices=("expected", "median", "likeliest", "constrained", "greedy", "head"),
         help="how to answer (default: as the task does best)",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the first accelerator, else the CPU)")

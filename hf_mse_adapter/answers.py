@@ -16,7 +16,7 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-METHODS = ("expected", "likeliest", "constrained", "greedy")
+METHODS = ("expected", "median", "likeliest", "constrained", "greedy")
 TOKEN_FIELDS = ("input_ids", "attention_mask", "pseudo_token_mask", "text_mask")
 
 
@@ -198,18 +198,19 @@ class AnswerFormat:
             model, batch: as in `score_candidates`.
             method (`str`, *optional*):
                 - "expected" (regression, its default): mean over all candidates, weighted by their likelihood;
+                - "median" (regression): the lowest candidate with half of the likelihood at or below it;
                 - "likeliest" (default for classification): the candidate of highest likelihood;
                 - "constrained": greedy generation that can only write a candidate;
                 - "greedy": the paper's free generation, strictly parsed; what is no answer is logged, has the value
                   None and names its `problem`.
 
         Returns:
-            `list[Prediction]`, one a row; `spread` (regression) and `probabilities` come with the first two methods.
+            `list[Prediction]`, one a row; `spread` (regression) and `probabilities` come with the first three methods.
         """
         method = method or ("expected" if self.task == "regression" else "likeliest")
-        if method not in METHODS or (method == "expected" and self.task == "classification"):
-            raise ValueError(f"method must be one of {METHODS} (expected: regression only), but is {method!r}")
-        if method in ("expected", "likeliest"):
+        if method not in methods_of(self.task):
+            raise ValueError(f"method must be one of {methods_of(self.task)} for {self.task}, but is {method!r}")
+        if method not in ("constrained", "greedy"):
             return self.predictions_of(self.score_candidates(model, batch), method)
         grammar = {"prefix_allowed_tokens_fn": self.prefix_allowed_tokens_fn} if method == "constrained" else {}
         new_token_ids = model.generate(
@@ -229,7 +230,7 @@ class AnswerFormat:
         return predictions
 
     def predictions_of(self, log_likelihoods, method):
-        """Turn log-likelihoods [batch, candidates] into `Prediction`s by "expected" or "likeliest"."""
+        """Turn log-likelihoods [batch, candidates] into `Prediction`s by "expected", "median" or "likeliest"."""
         probabilities = log_likelihoods.double().softmax(dim=-1)
         require_finite(probabilities, "candidates' likelihoods", log_likelihoods.dtype)
         best = probabilities.argmax(dim=-1).tolist()
@@ -242,11 +243,18 @@ class AnswerFormat:
         values = torch.tensor(self.candidates, dtype=torch.float64, device=probabilities.device)
         means = probabilities @ values
         spreads = (probabilities * (values - means[:, None]) ** 2).sum(dim=-1).sqrt().tolist()
+        if method == "median":
+            best = (probabilities.cumsum(dim=-1) < 0.5).sum(dim=-1).tolist()
         chosen = means.tolist() if method == "expected" else [self.candidates[i] for i in best]
         return [
             Prediction(value, self.text_of(value), spread, row)
             for value, spread, row in zip(chosen, spreads, rows, strict=True)
         ]
+
+
+def methods_of(task):
+    """The methods of [`AnswerFormat.predict`] for a task: classes have no order, so neither mean nor median."""
+    return tuple(name for name in METHODS if task == "regression" or name not in ("expected", "median"))
 
 
 def require_finite(values, name, dtype):

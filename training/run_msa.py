@@ -35,7 +35,7 @@ from transformers.trainer_utils import SaveStrategy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hf_mse_adapter.answers import METHODS
+from hf_mse_adapter.answers import methods_of
 from hf_mse_adapter.configuration_mse_adapter import MseConfig
 from hf_mse_adapter.modeling_mse_adapter import MseForConditionalGeneration
 from hf_mse_adapter.processing_mse_adapter import PROMPT_TEMPLATES, MseProcessor
@@ -225,8 +225,7 @@ def main(arguments=None):
 
 def check_answer_method(method, head, task):
     """Raise ValueError for a method that could not answer at the first validation, hours from now."""
-    methods = [name for name in METHODS if name != "expected" or task == "regression"]
-    methods += ["head"] if head != "none" else []
+    methods = (*methods_of(task), *(["head"] if head != "none" else []))
     if method is not None and method not in methods:
         raise ValueError(
             f"answer_method is {method!r}; expected one of {', '.join(methods)} for task {task!r} with head {head!r}"

@@ -224,6 +224,19 @@ def test_expected_value_is_the_mean_of_the_candidates(tokenizer):
     assert [p.value for p in likeliest] == [processor.answers.candidates[i] for i in weights.argmax(axis=1)]
 
 
+def test_the_median_errs_least_by_the_llms_own_distribution(tokenizer):
+    answers = AnswerFormat(tokenizer)
+    scores = 3 * torch.randn(50, len(answers.candidates), generator=torch.Generator().manual_seed(0))
+    values = np.array(answers.candidates)
+    distances = np.abs(values[:, None] - values[None])
+    errors = scores.double().softmax(dim=1).numpy() @ distances
+    chosen = [prediction.value for prediction in answers.predictions_of(scores, "median")]
+    assert chosen == [answers.candidates[i] for i in errors.argmin(axis=1)]
+    certain = torch.full((2, len(values)), -100.0)
+    certain[0, 0] = certain[1, -1] = 0
+    assert [prediction.value for prediction in answers.predictions_of(certain, "median")] == [-3.0, 3.0]
+
+
 @pytest.mark.parametrize("architecture", ["Llama", "Qwen3", "Gemma2"])
 def test_constrained_generation_always_answers(tokenizer, architecture):
     """Random weights hardly ever write a number freely; constrained, each token is the best that is allowed."""
@@ -285,7 +298,7 @@ def test_peft_model_answers_the_same(tokenizer):
 
 def test_methods_that_do_not_fit_are_refused(tokenizer):
     model, processor, clips = build(build_backbone("Llama"), tokenizer, task="classification", id2label=EMOTIONS)
-    for method in ("expected", "magic"):
+    for method in ("expected", "median", "magic"):
         with pytest.raises(ValueError, match="method must be one of"):
             model.predict(processor.collate(clips), processor.answers, method)
 
