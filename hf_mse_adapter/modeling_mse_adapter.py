@@ -423,8 +423,8 @@ def generate_with_adapter(adapter, llm, **kwargs):
 
 
 def predict_with_adapter(model, adapter, batch, answers, method):
-    """Answer a batch by `method` ("head", or one of `AnswerFormat.predict`); by default by a head that is alone."""
-    if method is None and adapter.head_use == "alone":
+    """Answer a batch by `method`: "head", by default where there is one, or one of `AnswerFormat.predict`."""
+    if method is None and adapter.head_use != "none":
         method = "head"
     if method != "head":
         return answers.predict(model, batch, method)
@@ -696,7 +696,8 @@ class MseForConditionalGeneration(PreTrainedModel):
             batch (`dict`): as `MseProcessor` makes it.
             answers (`AnswerFormat`): `processor.answers`.
             method (`str`, *optional*):
-                "head", or one of `AnswerFormat.predict`, whose default counts unless there is only a head.
+                "head", which is the default where there is one, or one of `AnswerFormat.predict`, whose default counts
+                otherwise. This is what measures best, see benchmarks/mse_answers.py.
 
         Returns:
             `list[Prediction]`

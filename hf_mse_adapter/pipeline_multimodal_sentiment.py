@@ -30,13 +30,14 @@ class MultimodalSentimentPipeline(Pipeline):
         - speaker (`str`): who says `text`.
 
     Args of a call:
-        method (`str`, *optional*): how to answer: "head", or one of [`AnswerFormat.predict`].
+        method (`str`, *optional*): how to answer, see [`MseForConditionalGeneration.predict`].
         batch_size (`int`, defaults to 1)
 
     Returns:
         For each sample, in regression `{"value", "spread"}` (the spread is the standard deviation of the answer under
-        the model's own distribution), in classification `{"label", "score", "probabilities"}`. With a generating
-        `method` there is only a value or label, and where the LLM wrote no answer it is None, and `problem` says why.
+        the model's own distribution), in classification `{"label", "score", "probabilities"}`. A head knows no
+        spread. With a generating `method` there is only a value or label; where the LLM wrote no answer it is None,
+        and `problem` says why.
 
     Raises:
         ValueError: naming the field and sample, what came and what is expected.

@@ -334,7 +334,7 @@ def test_the_head_sits_on_the_prompts_last_hidden_state(architecture, head, task
     torch.testing.assert_close(model(**prompts).head_output, expected, atol=1e-5, rtol=1e-5)
 
     processor = MseProcessor(build_tokenizer(), 5, 4, task=task, id2label=fields.get("id2label"))
-    answers = model.predict(batch, processor.answers, "head" if head == "beside" else None)
+    answers = model.predict(batch, processor.answers)
     if task == "regression":
         assert [answer.value for answer in answers] == pytest.approx(expected[:, 0].clamp(-3, 3).tolist(), abs=1e-5)
     else:
