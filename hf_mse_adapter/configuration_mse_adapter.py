@@ -45,7 +45,9 @@ _ADAPTER_ARGUMENTS = """
         prompt_template (`str`, *optional*): with {pseudo_tokens} and {text} once each, see [`MseProcessor`].
         head (`"none"`, `"alone"` or `"beside"`, defaults to `"none"`):
             A linear layer on the LLM's last hidden state at the prompt's last token, that gives the number or the
-            classes' logits. "alone": it is trained instead of the label's tokens. "beside": both, losses added."""
+            classes' logits. "alone": it is trained instead of the label's tokens. "beside": both, losses added.
+            Whether it beats the LLM's own answers depends on the data (benchmarks/mse_answers.py), so "none", as in
+            the paper, is the default; where there is one, it answers."""
 
 
 def known_to_peft():

@@ -697,7 +697,8 @@ class MseForConditionalGeneration(PreTrainedModel):
             answers (`AnswerFormat`): `processor.answers`.
             method (`str`, *optional*):
                 "head", which is the default where there is one, or one of `AnswerFormat.predict`, whose default counts
-                otherwise. This is what measures best, see benchmarks/mse_answers.py.
+                otherwise. (Beside the LLM's own answers the head is the better one in three of the four tasks of
+                benchmarks/mse_answers.py.)
 
         Returns:
             `list[Prediction]`
