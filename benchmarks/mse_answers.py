@@ -12,8 +12,7 @@ that it knows how an answer is written, as any real LLM does. Tasks named "rando
 MOSI's vision is withheld: the network that made it had seen the labels of train and valid.
 
 Speed is measured on the test split, in the same process, after one batch to warm up: CPU seconds, so OMP_NUM_THREADS=1
-makes it comparable. The LLM is tiny (two layers, 64 wide):
-this says how much the methods' own steps cost beside each other.
+makes it comparable. The LLM is tiny (two layers, 64 wide): this says how much the methods' own steps cost.
 """
 
 import argparse
