@@ -18,6 +18,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_ecgmamba import EcgMambaConfig
+from .depthwise_convolution import convolve_both_ways
 from .selective_scan import selective_scan
 
 
@@ -111,30 +112,13 @@ class BiSSM(nn.Module):
 
     def forward(self, hidden_states, mask=None):
         x, gate = self.in_proj(hidden_states).chunk(2, dim=-1)
-        x = self.convolve_both_ways(mask_padding(x, mask))
-        dt, B, C = torch.matmul(x, self.x_proj.unsqueeze(1)).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        dt = torch.matmul(dt, self.dt_proj.unsqueeze(1))
+        x = convolve_both_ways(x, self.conv_weight, self.conv_bias, mask)
+        projected = torch.bmm(x.flatten(1, 2), self.x_proj)
+        dt, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        dt, B, C = (tensor.view(*x.shape[:3], -1) for tensor in (torch.bmm(dt, self.dt_proj), B, C))
         A = -torch.exp(self.A_log)
-        y = selective_scan(x, dt, A, B, C, self.D, dt_bias=self.dt_bias, dt_softplus=True, mask=mask)
-        return self.out_proj((y[0] + y[1]) * F.silu(gate))
-
-    def convolve_both_ways(self, x):
-        """[batch, time, channels] -> [2, batch, time, channels]: tap k looks d_conv - 1 - k steps back, or ahead.
-
-        Written as sums of shifted signals: with four taps that is many times faster than a depthwise Conv1d on a CPU,
-        and channels stay last, where the projections and the scan want them. The sums grow in place, for fresh memory
-        costs as much as the arithmetic.
-        """
-        time, reach = x.shape[1], self.d_conv - 1
-        padded, taps = F.pad(x, (0, 0, reach, reach)), self.conv_weight.transpose(1, 2).contiguous()
-        both = []
-        for direction in (0, 1):
-            total = torch.addcmul(self.conv_bias[direction], padded[:, reach : reach + time], taps[direction, reach])
-            for k in range(reach):
-                start = k if direction == 0 else 2 * reach - k
-                total.addcmul_(padded[:, start : start + time], taps[direction, k])
-            both.append(total)
-        return F.silu(torch.stack(both))
+        y = selective_scan(x, dt, A, B, C, self.D, dt_bias=self.dt_bias, dt_softplus=True, gate=gate, mask=mask)
+        return self.out_proj(y)
 
 
 class FeedForward(nn.Module):
