@@ -5,6 +5,8 @@ CPU numba's kernels do it in one pass; anywhere else it is a sum of shifted sign
 and leaves channels last, where the projections and the scan want them.
 """
 
+from collections import namedtuple
+
 import torch
 from torch.nn import functional as F
 
@@ -69,7 +71,7 @@ def convolve_both_ways_by_shifts(x, weight, bias, mask=None):
 def _convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     inputs = _Inputs(x, weight, bias, mask)
     y = x.new_empty(2, *x.shape[:2], inputs.channels)
-    inputs.run(_forward, [y])
+    inputs.run(_forward, _ForwardArrays, y=y)
     return y[..., : x.shape[-1]].contiguous()
 
 
@@ -89,7 +91,7 @@ def _convolve_backward(
     dx = x.new_empty(batch, time, inputs.channels)
     # of each task, summed below in a fixed order; the bias comes last
     d_taps = x.new_empty(inputs.num_tasks, 2, taps + 1, inputs.channels)
-    inputs.run(_backward, [dy, dx, d_taps])
+    inputs.run(_backward, _BackwardArrays, dy=dy, dx=dx, d_taps=d_taps)
     d_taps = d_taps.sum(0)[..., :channels]
     return dx[..., :channels].contiguous(), d_taps[:, :taps].transpose(1, 2).contiguous(), d_taps[:, taps].contiguous()
 
@@ -121,102 +123,109 @@ class _Inputs:
         mask = None if mask is None else mask.to(x.dtype).contiguous()
         batch, time, self.channels = x.shape
         self.num_tasks = batch * -(-time // CHUNK)
-        self.sizes = [batch, time, self.channels, x.stride(-2), weight.shape[1], mask is not None]
-        self.arrays = [x, weight, bias, mask]
+        self.sizes = _Sizes(batch, time, self.channels, x.stride(-2), weight.shape[1], mask is not None)
+        self.tensors = {"x": x, "weight": weight, "bias": bias, "mask": mask}
 
-    def run(self, kernel, outputs):
-        run_tasks(kernel, self.arrays[0].dtype, self.num_tasks, self.sizes, [*self.arrays, *outputs])
+    def run(self, kernel, arrays, **outputs):
+        run_tasks(kernel, self.tensors["x"].dtype, self.num_tasks, self.sizes, arrays(**self.tensors, **outputs))
 
 
-@jitable
-def _load(rows, x, x_row, mask, has_mask, sample, time, start, stop, first):
-    """rows = the steps from start to stop of LANES channels, zeros where there are none or they are masked."""
-    for t in range(start, stop):
-        value = fill(x, 0.0)
-        if 0 <= t < time and not (has_mask and mask[sample * time + t] == 0):
-            value = read(x, (sample * time + t) * x_row + first)
-        write(rows, (t - start) * LANES, value)
+_Sizes = namedtuple("_Sizes", "batch time channels x_row taps has_mask")
+_ForwardArrays = namedtuple("_ForwardArrays", "x weight bias mask y")
+_BackwardArrays = namedtuple("_BackwardArrays", "x weight bias mask dy dx d_taps")
+
+# The kernels. Their arrays are flat. A task is CHUNK steps of one sample, taken LANES channels at a time, whose x is
+# first copied to `rows`, with the steps around it that the taps reach.
 
 
 def _forward(job):
-    (batch, time, channels, x_row, taps, has_mask), (x, weight, bias, mask, y) = unpack(job, 6, 5)
-    reach, chunks = taps - 1, (time + CHUNK - 1) // CHUNK
-    rows = scratch(x, (CHUNK + 2 * reach) * LANES)
+    sizes, arrays = unpack(job, _Sizes, _ForwardArrays)
+    time, channels, reach = sizes.time, sizes.channels, sizes.taps - 1
+    chunks, rows = (time + CHUNK - 1) // CHUNK, scratch(arrays.x, (CHUNK + 2 * reach) * LANES)
     task = next_task(job)
     while task >= 0:
         sample, start = task // chunks, task % chunks * CHUNK
         stop = min(start + CHUNK, time)
         for first in range(0, channels, LANES):
-            _load(rows, x, x_row, mask, has_mask, sample, time, start - reach, stop + reach, first)
+            _copy_rows(sizes, arrays, sample, first, start - reach, stop + reach, rows)
             for direction in range(2):
                 for t in range(start, stop):
-                    result = read(bias, direction * channels + first)
-                    for k in range(taps):
-                        # the row of step t is t - start + reach
-                        row = t - start + k if direction == 0 else t - start + 2 * reach - k
-                        result = result + read(weight, (direction * taps + k) * channels + first) * read(
-                            rows, row * LANES
-                        )
-                    result, _ = silu(result)
-                    if has_mask and mask[sample * time + t] == 0:
-                        result = fill(x, 0.0)
-                    write(y, ((direction * batch + sample) * time + t) * channels + first, result)
+                    result, _ = silu(_sum_taps(sizes, arrays, direction, first, rows, t - start + reach))
+                    if not _is_real(sizes, arrays, sample, t):
+                        result = fill(arrays.x, 0.0)
+                    write(arrays.y, ((direction * sizes.batch + sample) * time + t) * channels + first, result)
         task = next_task(job)
 
 
+@jitable
+def _is_real(sizes, arrays, sample, t):
+    return 0 <= t < sizes.time and not (sizes.has_mask and arrays.mask[sample * sizes.time + t] == 0)
+
+
+@jitable
+def _copy_rows(sizes, arrays, sample, first, start, stop, rows):
+    for t in range(start, stop):
+        value = fill(arrays.x, 0.0)
+        if _is_real(sizes, arrays, sample, t):
+            value = read(arrays.x, (sample * sizes.time + t) * sizes.x_row + first)
+        write(rows, (t - start) * LANES, value)
+
+
+@jitable
+def _sum_taps(sizes, arrays, direction, first, rows, row):
+    result = read(arrays.bias, direction * sizes.channels + first)
+    for k in range(sizes.taps):
+        tap = read(arrays.weight, (direction * sizes.taps + k) * sizes.channels + first)
+        result = result + tap * read(rows, _row_of_tap(sizes, direction, row, k) * LANES)
+    return result
+
+
+@jitable
+def _row_of_tap(sizes, direction, row, k):
+    distance = sizes.taps - 1 - k
+    return row - distance if direction == 0 else row + distance
+
+
 def _backward(job):
-    (batch, time, channels, x_row, taps, has_mask), (x, weight, bias, mask, dy, dx, d_taps) = unpack(job, 6, 7)
-    reach, chunks = taps - 1, (time + CHUNK - 1) // CHUNK
-    rows, d_sums = scratch(x, (CHUNK + 4 * reach) * LANES), scratch(x, (CHUNK + 2 * reach) * LANES)
-    d_rows, d_taps_here = scratch(x, CHUNK * LANES), scratch(x, taps * LANES)
+    sizes, arrays = unpack(job, _Sizes, _BackwardArrays)
+    time, channels, taps, reach = sizes.time, sizes.channels, sizes.taps, sizes.taps - 1
+    chunks, rows = (time + CHUNK - 1) // CHUNK, scratch(arrays.x, (CHUNK + 4 * reach) * LANES)
+    d_sums, d_rows = scratch(arrays.x, (CHUNK + 2 * reach) * LANES), scratch(arrays.x, CHUNK * LANES)
     task = next_task(job)
     while task >= 0:
         sample, start = task // chunks, task % chunks * CHUNK
         stop = min(start + CHUNK, time)
         for first in range(0, channels, LANES):
-            _load(rows, x, x_row, mask, has_mask, sample, time, start - 2 * reach, stop + 2 * reach, first)
+            _copy_rows(sizes, arrays, sample, first, start - 2 * reach, stop + 2 * reach, rows)
+            for t in range(start, stop):
+                write(d_rows, (t - start) * LANES, fill(arrays.x, 0.0))
             for direction in range(2):
-                for k in range(taps):
-                    write(d_taps_here, k * LANES, fill(x, 0.0))
-                # gradients of the sums before SiLU, of this chunk and of as many steps around as it is seen from
-                d_bias = fill(x, 0.0)
+                # of this chunk, and of the steps around it that look into it
                 for t in range(start - reach, stop + reach):
-                    d_sum = fill(x, 0.0)
-                    if 0 <= t < time and not (has_mask and mask[sample * time + t] == 0):
-                        result = read(bias, direction * channels + first)
-                        for k in range(taps):
-                            # the row of step t is t - start + 2 * reach
-                            row = t - start + reach + k if direction == 0 else t - start + 3 * reach - k
-                            result = result + read(weight, (direction * taps + k) * channels + first) * read(
-                                rows, row * LANES
-                            )
-                        _, slope = silu(result)
-                        d_sum = slope * read(dy, ((direction * batch + sample) * time + t) * channels + first)
-                        if start <= t < stop:
-                            d_bias = d_bias + d_sum
-                            for k in range(taps):
-                                row = t - start + reach + k if direction == 0 else t - start + 3 * reach - k
-                                product = d_sum * read(rows, row * LANES)
-                                write(d_taps_here, k * LANES, read(d_taps_here, k * LANES) + product)
+                    d_sum = fill(arrays.x, 0.0)
+                    if _is_real(sizes, arrays, sample, t):
+                        _, slope = silu(_sum_taps(sizes, arrays, direction, first, rows, t - start + 2 * reach))
+                        here = ((direction * sizes.batch + sample) * time + t) * channels + first
+                        d_sum = slope * read(arrays.dy, here)
                     write(d_sums, (t - start + reach) * LANES, d_sum)
+                d_bias = fill(arrays.x, 0.0)
                 for t in range(start, stop):
-                    here = (t - start) * LANES
-                    d_row = fill(x, 0.0)
-                    if direction == 1:
-                        d_row = read(d_rows, here)
-                    for k in range(taps):
-                        row = t - start + 2 * reach - k if direction == 0 else t - start + k
-                        d_row = d_row + read(weight, (direction * taps + k) * channels + first) * read(
-                            d_sums, row * LANES
-                        )
-                    write(d_rows, here, d_row)
-                plane = (task * 2 + direction) * (taps + 1)
+                    d_bias = d_bias + read(d_sums, (t - start + reach) * LANES)
+                write(arrays.d_taps, ((task * 2 + direction) * (taps + 1) + taps) * channels + first, d_bias)
                 for k in range(taps):
-                    write(d_taps, (plane + k) * channels + first, read(d_taps_here, k * LANES))
-                write(d_taps, (plane + taps) * channels + first, d_bias)
+                    tap = read(arrays.weight, (direction * taps + k) * channels + first)
+                    d_tap = fill(arrays.x, 0.0)
+                    for t in range(start, stop):
+                        seen = _row_of_tap(sizes, direction, t - start + 2 * reach, k)
+                        d_tap = d_tap + read(d_sums, (t - start + reach) * LANES) * read(rows, seen * LANES)
+                        # a tap that looks back from a step looks ahead from the step that it sees
+                        seen_by = _row_of_tap(sizes, 1 - direction, t - start + reach, k)
+                        d_row = read(d_rows, (t - start) * LANES) + tap * read(d_sums, seen_by * LANES)
+                        write(d_rows, (t - start) * LANES, d_row)
+                    write(arrays.d_taps, ((task * 2 + direction) * (taps + 1) + k) * channels + first, d_tap)
             for t in range(start, stop):
                 d_row = read(d_rows, (t - start) * LANES)
-                if has_mask and mask[sample * time + t] == 0:
-                    d_row = fill(x, 0.0)
-                write(dx, (sample * time + t) * channels + first, d_row)
+                if not _is_real(sizes, arrays, sample, t):
+                    d_row = fill(arrays.x, 0.0)
+                write(arrays.dx, (sample * time + t) * channels + first, d_row)
         task = next_task(job)

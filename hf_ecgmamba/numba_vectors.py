@@ -32,8 +32,8 @@ LANES = 32
 LOG2_E = math.log2(math.e)
 
 
-def unpack(job, num_sizes, num_arrays):
-    """(whole numbers, pointers to numbers): what `run_tasks` was given, in its order."""
+def unpack(job, sizes, arrays):
+    """(whole numbers, pointers to numbers): what `run_tasks` was given, as the two named tuples of these classes."""
 
 
 def next_task(job):
@@ -131,10 +131,10 @@ def run_tasks(kernel, dtype, num_tasks, sizes, arrays):
     """Runs a kernel's tasks on as many threads as torch would use.
 
     Args:
-        kernel (`Callable`): a function of this package that calls `unpack(job, len(sizes), len(arrays))`.
+        kernel (`Callable`): calls `unpack(job, type(sizes), type(arrays))`.
         dtype (`torch.dtype`): float32 or float64, that of all arrays.
-        sizes (`Sequence[int]`)
-        arrays (`Sequence[torch.Tensor]`): whose first number's address the kernel gets; None becomes a null pointer.
+        sizes (`NamedTuple` of `int`)
+        arrays (`NamedTuple` of `torch.Tensor`): the kernel gets the address of each one's first number, or 0 for None.
     """
     compiled = _compile(kernel, dtype)
     addresses = [0 if array is None else array.data_ptr() for array in arrays]
@@ -283,9 +283,11 @@ def _register():
         return builder.bitcast(job, ir.IntType(64).as_pointer())
 
     @implements(unpack)
-    def unpack_job(typing, job, num_sizes, num_arrays):
-        n, m = num_sizes.literal_value, num_arrays.literal_value
-        result = types.Tuple((types.UniTuple(types.int64, n), types.UniTuple(job, m)))
+    def unpack_job(typing, job, sizes, arrays):
+        sizes_class, arrays_class = sizes.instance_class, arrays.instance_class
+        n, m = len(sizes_class._fields), len(arrays_class._fields)
+        kinds = types.NamedUniTuple(types.int64, n, sizes_class), types.NamedUniTuple(job, m, arrays_class)
+        result = types.Tuple(kinds)
 
         def generate(context, builder, signature, arguments):
             table = as_table(builder, arguments[0])
@@ -296,7 +298,7 @@ def _register():
             parts = [context.make_tuple(builder, kind, part) for kind, part in values]
             return context.make_tuple(builder, signature.return_type, parts)
 
-        return result(job, num_sizes, num_arrays), generate
+        return result(job, sizes, arrays), generate
 
     @implements(next_task)
     def take_task(typing, job):

@@ -8,6 +8,7 @@ depend on the number of threads.
 """
 
 import math
+from collections import namedtuple
 
 import torch
 from torch.nn import functional as F
@@ -18,6 +19,7 @@ from .numba_vectors import (
     LOG2_E,
     as_rows,
     fill,
+    jitable,
     next_task,
     power_of_two,
     prefetch,
@@ -77,7 +79,7 @@ def _scan(
     *outer, _ = x.shape if gate is None else x.shape[1:]
     y = x.new_empty(*outer, inputs.channels)
     saved = x.new_empty(_shape_of_saved(x, A, keep_states))
-    inputs.run(_forward, LANES, [y, saved if keep_states else None])
+    inputs.run(_forward, _ForwardArrays, LANES, y=y, saved=saved if keep_states else None)
     return y[..., : x.shape[-1]].contiguous(), saved
 
 
@@ -112,7 +114,8 @@ def _scan_backward(
     dD, d_bias = x.new_empty(2, directions, batch, channels)
     dB, dC = x.new_empty(2, -(-channels // per_task), directions, batch, time, d_state)
     dy = F.pad(dy, (0, channels - dy.shape[-1])).contiguous()
-    inputs.run(_backward, per_task, [saved, dy, dx, d_dt, dA, dB, dC, dD, d_bias, d_gate])
+    outputs = {"dx": dx, "d_dt": d_dt, "dA": dA, "dB": dB, "dC": dC, "dD": dD, "d_bias": d_bias, "d_gate": d_gate}
+    inputs.run(_backward, _BackwardArrays, per_task, saved=saved, dy=dy, **outputs)
     dA, dD, d_bias = (gradient.sum(1) for gradient in (dA, dD, d_bias))
     dx, d_dt, dA, dD, d_bias, d_gate = (
         gradient[..., : x.shape[-1]].contiguous() for gradient in (dx, d_dt, dA, dD, d_bias, d_gate)
@@ -158,219 +161,291 @@ class _Inputs:
     """
 
     def __init__(self, x, dt, A, B, C, D, dt_bias, gate, dt_softplus, mask):
-        absent, padding = x.new_zeros(A.shape[0], A.shape[1]), -x.shape[-1] % LANES
-        tensors = [x, dt, A.transpose(1, 2), absent if D is None else D, absent if dt_bias is None else dt_bias]
+        absent = x.new_zeros(A.shape[0], A.shape[1])
+        dense = {"x": x, "dt": dt, "A": A.transpose(1, 2)}
+        dense |= {"D": absent if D is None else D, "dt_bias": absent if dt_bias is None else dt_bias}
+        padding = -x.shape[-1] % LANES
         if padding:
-            tensors = [F.pad(tensor, (0, padding)) for tensor in tensors]
+            dense = {name: F.pad(tensor, (0, padding)) for name, tensor in dense.items()}
             gate = None if gate is None else F.pad(gate, (0, padding))
+        dense = {name: tensor.contiguous() for name, tensor in dense.items()}
         B, C, gate = (None if tensor is None else as_rows(tensor) for tensor in (B, C, gate))
         mask = None if mask is None else mask.to(x.dtype).contiguous()
-        self.arrays = [*(tensor.contiguous() for tensor in tensors), B, C, gate, mask]
-        directions, self.batch, time, self.channels = tensors[0].shape
+        self.tensors = dense | {"B": B, "C": C, "gate": gate, "mask": mask}
+        directions, self.batch, time, self.channels = dense["x"].shape
         rows = [0 if tensor is None else tensor.stride(-2) for tensor in (B, C, gate)]
         flags = [dt_softplus, gate is not None, mask is not None]
         self.sizes = [directions, self.batch, time, self.channels, A.shape[2], *rows, *flags]
 
-    def run(self, kernel, per_task, outputs):
+    def run(self, kernel, arrays, per_task, **outputs):
         num_tasks = self.batch * -(-self.channels // per_task)
-        keeps_states = outputs[-1] is not None
-        run_tasks(kernel, self.arrays[0].dtype, num_tasks, [*self.sizes, keeps_states], [*self.arrays, *outputs])
+        sizes = _Sizes(*self.sizes, keeps_states=outputs["saved"] is not None)
+        run_tasks(kernel, self.tensors["x"].dtype, num_tasks, sizes, arrays(**self.tensors, **outputs))
+
+
+_Sizes = namedtuple(
+    "_Sizes",
+    "directions batch time channels d_state B_row C_row gate_row dt_softplus has_gate has_mask keeps_states",
+)
+_INPUTS = "x dt A D dt_bias B C gate mask"
+_ForwardArrays = namedtuple("_ForwardArrays", f"{_INPUTS} y saved")
+_BackwardArrays = namedtuple("_BackwardArrays", f"{_INPUTS} saved dy dx d_dt dA dB dC dD d_bias d_gate")
+
+# The kernels. Their arrays are flat. A span lies at a place (direction, sample, first channel, first step, number of
+# steps), whose steps are counted from where the scan starts.
 
 
 def _forward(job):
-    sizes, arrays = unpack(job, 12, 11)
-    (directions, batch, time, channels, d_state, B_row, C_row, gate_row) = sizes[:8]
-    dt_softplus, has_gate, has_mask, keeps_states = sizes[8:]
-    x, dt, A, D, dt_bias, B, C, gate, mask, y, saved = arrays
+    sizes, arrays = unpack(job, _Sizes, _ForwardArrays)
+    batch, time, channels, d_state = sizes.batch, sizes.time, sizes.channels, sizes.d_state
+    x, A, saved = arrays.x, arrays.A, arrays.saved
     states, rates = scratch(x, d_state * LANES), scratch(x, d_state * LANES)
     steps, drives, outputs = scratch(x, SPAN * LANES), scratch(x, SPAN * LANES), scratch(x, SPAN * LANES)
     vectors, spans = channels // LANES, (time + SPAN - 1) // SPAN
     task = next_task(job)
     while task >= 0:
         sample, first = task // vectors, task % vectors * LANES
-        for direction in range(directions):
-            plane = direction * batch + sample
-            bias, skip = read(dt_bias, direction * channels + first), read(D, direction * channels + first)
-            for s in range(d_state):
+        for direction in range(sizes.directions):
+            for s in range(sizes.d_state):
                 write(rates, s * LANES, read(A, (direction * d_state + s) * channels + first) * LOG2_E)
                 write(states, s * LANES, fill(x, 0.0))
             for span in range(spans):
-                if keeps_states:
-                    for s in range(d_state):
-                        at = ((plane * spans + span) * d_state + s) * channels + first
+                if sizes.keeps_states:
+                    for s in range(sizes.d_state):
+                        at = (((direction * batch + sample) * spans + span) * d_state + s) * channels + first
                         write(saved, at, read(states, s * LANES))
-                start, count = span * SPAN, min(SPAN, time - span * SPAN)
-                for j in range(count):
-                    t = time - 1 - start - j if direction == 1 else start + j
-                    here = (plane * time + t) * channels + first
-                    shared = (sample * time + t) * channels + first
-                    ahead = SPAN if direction == 0 else -SPAN
-                    for array in (x, dt):
-                        prefetch(array, here + ahead * channels)
-                    prefetch(y, (shared if has_gate else here) + ahead * channels)
-                    if has_gate and direction == directions - 1:
-                        prefetch(gate, (sample * time + t + ahead) * gate_row + first)
-                    signal, step = read(x, here), read(dt, here) + bias
-                    if dt_softplus:
-                        step, _ = softplus(step)
-                    write(steps, j * LANES, step)
-                    write(drives, j * LANES, step * signal)
-                    write(outputs, j * LANES, skip * signal)
-                for j in range(count):
-                    t = time - 1 - start - j if direction == 1 else start + j
-                    if has_mask and mask[sample * time + t] == 0:
-                        continue
-                    row = plane * time + t
-                    step, drive, output = read(steps, j * LANES), read(drives, j * LANES), read(outputs, j * LANES)
-                    for s in range(d_state):
-                        h = read(states, s * LANES)
-                        scale, excess = power_of_two(step * read(rates, s * LANES))
-                        h = scale * (h + excess * h) + B[row * B_row + s] * drive
-                        write(states, s * LANES, h)
-                        output = output + C[row * C_row + s] * h
-                    write(outputs, j * LANES, output)
-                for j in range(count):
-                    t = time - 1 - start - j if direction == 1 else start + j
-                    output = read(outputs, j * LANES)
-                    if has_mask and mask[sample * time + t] == 0:
-                        output = fill(x, 0.0)
-                    here = (plane * time + t) * channels + first
-                    if has_gate:
-                        here = (sample * time + t) * channels + first
-                        if direction > 0:
-                            output = output + read(y, here)
-                        if direction == directions - 1:
-                            gated, _ = silu(read(gate, (sample * time + t) * gate_row + first))
-                            output = output * gated
-                    write(y, here, output)
+                place = direction, sample, first, span * SPAN, min(SPAN, time - span * SPAN)
+                _read_steps(sizes, arrays, place, steps, drives, outputs)
+                _walk(sizes, arrays, place, rates, states, steps, drives, outputs)
+                _write_outputs(sizes, arrays, place, outputs)
         task = next_task(job)
 
 
+@jitable
+def _rows(sizes, direction, sample, i):
+    """Where the step lies that is i steps from where the scan starts: in tensors of both directions, of one."""
+    t = sizes.time - 1 - i if direction == 1 else i
+    return (direction * sizes.batch + sample) * sizes.time + t, sample * sizes.time + t
+
+
+@jitable
+def _read_steps(sizes, arrays, place, steps, drives, outputs):
+    (direction, sample, first, start, count), channels = place, sizes.channels
+    x, dt, y, gate = arrays.x, arrays.dt, arrays.y, arrays.gate
+    bias, skip = read(arrays.dt_bias, direction * channels + first), read(arrays.D, direction * channels + first)
+    ahead = SPAN if direction == 0 else -SPAN
+    for j in range(count):
+        row, shared = _rows(sizes, direction, sample, start + j)
+        here = row * channels + first
+        for array in (x, dt):
+            prefetch(array, here + ahead * channels)
+        prefetch(y, (shared if sizes.has_gate else row) * channels + first + ahead * channels)
+        if sizes.has_gate and direction == sizes.directions - 1:
+            prefetch(gate, (shared + ahead) * sizes.gate_row + first)
+        signal, step = read(x, here), read(dt, here) + bias
+        if sizes.dt_softplus:
+            step, _ = softplus(step)
+        write(steps, j * LANES, step)
+        write(drives, j * LANES, step * signal)
+        write(outputs, j * LANES, skip * signal)
+
+
+@jitable
+def _walk(sizes, arrays, place, rates, states, steps, drives, outputs):
+    (direction, sample, _, start, count), (B, C) = place, (arrays.B, arrays.C)
+    for j in range(count):
+        row, shared = _rows(sizes, direction, sample, start + j)
+        if sizes.has_mask and arrays.mask[shared] == 0:
+            continue
+        step, drive, output = read(steps, j * LANES), read(drives, j * LANES), read(outputs, j * LANES)
+        for s in range(sizes.d_state):
+            h = read(states, s * LANES)
+            scale, excess = power_of_two(step * read(rates, s * LANES))
+            h = scale * (h + excess * h) + B[row * sizes.B_row + s] * drive
+            write(states, s * LANES, h)
+            output = output + C[row * sizes.C_row + s] * h
+        write(outputs, j * LANES, output)
+
+
+@jitable
+def _write_outputs(sizes, arrays, place, outputs):
+    (direction, sample, first, start, count), y = place, arrays.y
+    for j in range(count):
+        row, shared = _rows(sizes, direction, sample, start + j)
+        here, output = row * sizes.channels + first, read(outputs, j * LANES)
+        if sizes.has_mask and arrays.mask[shared] == 0:
+            output = fill(y, 0.0)
+        if sizes.has_gate:
+            here = shared * sizes.channels + first
+            if direction > 0:
+                output = output + read(y, here)
+            if direction == sizes.directions - 1:
+                gated, _ = silu(read(arrays.gate, shared * sizes.gate_row + first))
+                output = output * gated
+        write(y, here, output)
+
+
 def _backward(job):
-    sizes, arrays = unpack(job, 12, 19)
-    (directions, batch, time, channels, d_state, B_row, C_row, gate_row) = sizes[:8]
-    dt_softplus, has_gate, has_mask, _ = sizes[8:]
-    x, dt, A, D, dt_bias, B, C, gate, mask, saved, dy, dx, d_dt, dA, dB, dC, dD, d_bias, d_gate = arrays
+    sizes, arrays = unpack(job, _Sizes, _BackwardArrays)
+    batch, time, channels, d_state = sizes.batch, sizes.time, sizes.channels, sizes.d_state
+    x, A, saved, dA = arrays.x, arrays.A, arrays.saved, arrays.dA
     states, rates = scratch(x, d_state * LANES), scratch(x, d_state * LANES)
     d_states, d_rates = scratch(x, d_state * LANES), scratch(x, d_state * LANES)
     signals, steps, slopes = scratch(x, SPAN * LANES), scratch(x, SPAN * LANES), scratch(x, SPAN * LANES)
     outputs, d_outputs = scratch(x, SPAN * LANES), scratch(x, SPAN * LANES)
+    inputs = signals, steps, slopes, outputs, d_outputs
     decayed, scales = scratch(x, SPAN * d_state * LANES), scratch(x, SPAN * d_state * LANES)
-    excesses = scratch(x, SPAN * d_state * LANES)
+    walked = decayed, scales, scratch(x, SPAN * d_state * LANES)
     groups, spans = (channels + VECTORS * LANES - 1) // (VECTORS * LANES), (time + SPAN - 1) // SPAN
     task = next_task(job)
     while task >= 0:
         sample, group = task // groups, task % groups
-        for direction in range(directions):
+        for direction in range(sizes.directions):
             plane = direction * batch + sample
             for first in range(group * VECTORS * LANES, min((group + 1) * VECTORS * LANES, channels), LANES):
-                bias, skip = read(dt_bias, direction * channels + first), read(D, direction * channels + first)
                 d_bias_sum, d_skip_sum = fill(x, 0.0), fill(x, 0.0)
-                for s in range(d_state):
+                for s in range(sizes.d_state):
                     write(rates, s * LANES, read(A, (direction * d_state + s) * channels + first) * LOG2_E)
                     write(d_states, s * LANES, fill(x, 0.0))
                     write(dA, (plane * d_state + s) * channels + first, fill(x, 0.0))
                 for span in range(spans - 1, -1, -1):
-                    start, count = span * SPAN, min(SPAN, time - span * SPAN)
-                    for j in range(count):
-                        t = time - 1 - start - j if direction == 1 else start + j
-                        here, shared = (plane * time + t) * channels + first, (sample * time + t) * channels + first
-                        # spans are walked towards the start of the scan
-                        ahead = SPAN if direction == 1 else -SPAN
-                        for array in (x, dt, dx, d_dt):
-                            prefetch(array, here + ahead * channels)
-                        prefetch(dy, (shared if has_gate else here) + ahead * channels)
-                        if has_gate:
-                            prefetch(d_gate, shared + ahead * channels)
-                            prefetch(gate, (sample * time + t + ahead) * gate_row + first)
-                        signal, step, slope = read(x, here), read(dt, here) + bias, fill(x, 1.0)
-                        if dt_softplus:
-                            step, slope = softplus(step)
-                        if has_gate:
-                            gated, _ = silu(read(gate, (sample * time + t) * gate_row + first))
-                            d_output = read(dy, (sample * time + t) * channels + first) * gated
-                        else:
-                            d_output = read(dy, here)
-                        write(signals, j * LANES, signal)
-                        write(steps, j * LANES, step)
-                        write(slopes, j * LANES, slope)
-                        write(outputs, j * LANES, skip * signal)
-                        write(d_outputs, j * LANES, d_output)
-                    # forwards: the states again
-                    for s in range(d_state):
+                    place = direction, sample, first, span * SPAN, min(SPAN, time - span * SPAN)
+                    for s in range(sizes.d_state):
                         at = ((plane * spans + span) * d_state + s) * channels + first
                         write(states, s * LANES, read(saved, at))
                         write(d_rates, s * LANES, fill(x, 0.0))
-                    for j in range(count):
-                        t = time - 1 - start - j if direction == 1 else start + j
-                        if has_mask and mask[sample * time + t] == 0:
-                            continue
-                        row, step, output = plane * time + t, read(steps, j * LANES), read(outputs, j * LANES)
-                        drive = step * read(signals, j * LANES)
-                        for s in range(d_state):
-                            h, at = read(states, s * LANES), (j * d_state + s) * LANES
-                            scale, excess = power_of_two(step * read(rates, s * LANES))
-                            h = scale * (h + excess * h)
-                            write(scales, at, scale)
-                            write(excesses, at, excess)
-                            write(decayed, at, h)
-                            h = h + B[row * B_row + s] * drive
-                            write(states, s * LANES, h)
-                            output = output + C[row * C_row + s] * h
-                        write(outputs, j * LANES, output)
-                    if has_gate:
-                        for j in range(count):
-                            t = time - 1 - start - j if direction == 1 else start + j
-                            here = (sample * time + t) * channels + first
-                            output = read(outputs, j * LANES)
-                            if has_mask and mask[sample * time + t] == 0:
-                                output = fill(x, 0.0)
-                            if direction > 0:
-                                output = output + read(d_gate, here)
-                            if direction == directions - 1:
-                                _, slope = silu(read(gate, (sample * time + t) * gate_row + first))
-                                output = output * slope * read(dy, here)
-                            write(d_gate, here, output)
-                    # backwards: the gradients; d_states holds that of the state before the step, as far as it is known
-                    d_bias_span, d_skip_span = fill(x, 0.0), fill(x, 0.0)
-                    for j in range(count - 1, -1, -1):
-                        t = time - 1 - start - j if direction == 1 else start + j
-                        row = plane * time + t
-                        here, shared = row * channels + first, ((group * directions * batch) + plane) * time + t
-                        if has_mask and mask[sample * time + t] == 0:
-                            write(dx, here, fill(x, 0.0))
-                            write(d_dt, here, fill(x, 0.0))
-                            for s in range(d_state):
-                                dB[shared * d_state + s] = 0
-                                dC[shared * d_state + s] = 0
-                            continue
-                        step, signal = read(steps, j * LANES), read(signals, j * LANES)
-                        drive, d_output = step * signal, read(d_outputs, j * LANES)
-                        d_step, d_drive, through_drive = fill(x, 0.0), fill(x, 0.0), total(d_output * drive)
-                        for s in range(d_state):
-                            b, at = B[row * B_row + s], (j * d_state + s) * LANES
-                            h, excess = read(decayed, at), read(excesses, at)
-                            d_h = read(d_states, s * LANES) + C[row * C_row + s] * d_output
-                            d_exponent = d_h * h
-                            d_step = d_step + d_exponent * read(rates, s * LANES)
-                            d_drive = d_drive + b * d_h
-                            write(d_rates, s * LANES, read(d_rates, s * LANES) + d_exponent * step)
-                            write(d_states, s * LANES, read(scales, at) * (d_h + excess * d_h))
-                            d_b, d_c = total(d_h * drive), total(d_output * h) + b * through_drive
-                            if first > group * VECTORS * LANES:
-                                d_b += dB[shared * d_state + s]
-                                d_c += dC[shared * d_state + s]
-                            dB[shared * d_state + s] = d_b
-                            dC[shared * d_state + s] = d_c
-                        d_step = (d_step * LOG_2 + d_drive * signal) * read(slopes, j * LANES)
-                        write(dx, here, d_drive * step + skip * d_output)
-                        write(d_dt, here, d_step)
-                        d_bias_span, d_skip_span = d_bias_span + d_step, d_skip_span + d_output * signal
+                    _read_steps_and_gradients(sizes, arrays, place, inputs)
+                    _walk_again(sizes, arrays, place, rates, states, inputs, walked)
+                    if sizes.has_gate:
+                        _write_gradient_of_gate(sizes, arrays, place, outputs)
+                    d_bias_span, d_skip_span = _walk_back(
+                        sizes, arrays, place, rates, inputs, walked, d_states, d_rates
+                    )
                     # sums of sums lose fewer digits over long recordings
                     d_bias_sum, d_skip_sum = d_bias_sum + d_bias_span, d_skip_sum + d_skip_span
-                    for s in range(d_state):
+                    for s in range(sizes.d_state):
                         at = (plane * d_state + s) * channels + first
                         write(dA, at, read(dA, at) + read(d_rates, s * LANES))
-                write(d_bias, plane * channels + first, d_bias_sum)
-                write(dD, plane * channels + first, d_skip_sum)
+                write(arrays.d_bias, plane * channels + first, d_bias_sum)
+                write(arrays.dD, plane * channels + first, d_skip_sum)
         task = next_task(job)
+
+
+@jitable
+def _read_steps_and_gradients(sizes, arrays, place, inputs):
+    (direction, sample, first, start, count), channels = place, sizes.channels
+    signals, steps, slopes, outputs, d_outputs = inputs
+    x, dt, gate, dy = arrays.x, arrays.dt, arrays.gate, arrays.dy
+    bias, skip = read(arrays.dt_bias, direction * channels + first), read(arrays.D, direction * channels + first)
+    ahead = SPAN if direction == 1 else -SPAN  # the spans are taken from the end of the scan
+    for j in range(count):
+        row, shared = _rows(sizes, direction, sample, start + j)
+        here = row * channels + first
+        for array in (x, dt, arrays.dx, arrays.d_dt):
+            prefetch(array, here + ahead * channels)
+        signal, step, slope = read(x, here), read(dt, here) + bias, fill(x, 1.0)
+        if sizes.dt_softplus:
+            step, slope = softplus(step)
+        if sizes.has_gate:
+            prefetch(gate, (shared + ahead) * sizes.gate_row + first)
+            for array in (dy, arrays.d_gate):
+                prefetch(array, (shared + ahead) * channels + first)
+            gated, _ = silu(read(gate, shared * sizes.gate_row + first))
+            d_output = read(dy, shared * channels + first) * gated
+        else:
+            prefetch(dy, here + ahead * channels)
+            d_output = read(dy, here)
+        write(signals, j * LANES, signal)
+        write(steps, j * LANES, step)
+        write(slopes, j * LANES, slope)
+        write(outputs, j * LANES, skip * signal)
+        write(d_outputs, j * LANES, d_output)
+
+
+@jitable
+def _walk_again(sizes, arrays, place, rates, states, inputs, walked):
+    """As the forward pass did, from the state that it left; keeps each state as it was before the step wrote to it,
+    and its decay."""
+    (direction, sample, _, start, count), (signals, steps, _, outputs, _) = place, inputs
+    (decayed, scales, excesses), (B, C) = walked, (arrays.B, arrays.C)
+    for j in range(count):
+        row, shared = _rows(sizes, direction, sample, start + j)
+        if sizes.has_mask and arrays.mask[shared] == 0:
+            continue
+        step, output = read(steps, j * LANES), read(outputs, j * LANES)
+        drive = step * read(signals, j * LANES)
+        for s in range(sizes.d_state):
+            h, at = read(states, s * LANES), (j * sizes.d_state + s) * LANES
+            scale, excess = power_of_two(step * read(rates, s * LANES))
+            h = scale * (h + excess * h)
+            write(scales, at, scale)
+            write(excesses, at, excess)
+            write(decayed, at, h)
+            h = h + B[row * sizes.B_row + s] * drive
+            write(states, s * LANES, h)
+            output = output + C[row * sizes.C_row + s] * h
+        write(outputs, j * LANES, output)
+
+
+@jitable
+def _write_gradient_of_gate(sizes, arrays, place, outputs):
+    """The last direction knows the sum of the outputs; the first leaves its own where the gradient will be."""
+    (direction, sample, first, start, count), d_gate = place, arrays.d_gate
+    for j in range(count):
+        _, shared = _rows(sizes, direction, sample, start + j)
+        here, output = shared * sizes.channels + first, read(outputs, j * LANES)
+        if sizes.has_mask and arrays.mask[shared] == 0:
+            output = fill(d_gate, 0.0)
+        if direction > 0:
+            output = output + read(d_gate, here)
+        if direction == sizes.directions - 1:
+            _, slope = silu(read(arrays.gate, shared * sizes.gate_row + first))
+            output = output * slope * read(arrays.dy, here)
+        write(d_gate, here, output)
+
+
+@jitable
+def _walk_back(sizes, arrays, place, rates, inputs, walked, d_states, d_rates):
+    """Writes gradients; `d_states` is that of the state before the step, as far as later steps know it.
+
+    Returns the span's share of the gradients of dt_bias and D.
+    """
+    (direction, sample, first, start, count), d_state = place, sizes.d_state
+    (signals, steps, slopes, _, d_outputs), (decayed, scales, excesses) = inputs, walked
+    x, B, C, dx, d_dt, dB, dC = arrays.x, arrays.B, arrays.C, arrays.dx, arrays.d_dt, arrays.dB, arrays.dC
+    group, skip = first // (VECTORS * LANES), read(arrays.D, direction * sizes.channels + first)
+    d_bias, d_skip = fill(x, 0.0), fill(x, 0.0)
+    for j in range(count - 1, -1, -1):
+        row, shared = _rows(sizes, direction, sample, start + j)
+        here = row * sizes.channels + first
+        part = (group * sizes.directions * sizes.batch * sizes.time + row) * d_state
+        if sizes.has_mask and arrays.mask[shared] == 0:
+            write(dx, here, fill(x, 0.0))
+            write(d_dt, here, fill(x, 0.0))
+            for s in range(sizes.d_state):
+                dB[part + s] = 0
+                dC[part + s] = 0
+            continue
+        step, signal, d_output = read(steps, j * LANES), read(signals, j * LANES), read(d_outputs, j * LANES)
+        drive = step * signal
+        d_step, d_drive, through_drive = fill(x, 0.0), fill(x, 0.0), total(d_output * drive)
+        for s in range(sizes.d_state):
+            b, at = B[row * sizes.B_row + s], (j * d_state + s) * LANES
+            h, excess = read(decayed, at), read(excesses, at)
+            d_h = read(d_states, s * LANES) + C[row * sizes.C_row + s] * d_output
+            d_exponent = d_h * h
+            d_step = d_step + d_exponent * read(rates, s * LANES)
+            d_drive = d_drive + b * d_h
+            write(d_rates, s * LANES, read(d_rates, s * LANES) + d_exponent * step)
+            write(d_states, s * LANES, read(scales, at) * (d_h + excess * d_h))
+            d_b, d_c = total(d_h * drive), total(d_output * h) + b * through_drive
+            if first > group * VECTORS * LANES:  # what the task's first vector of channels wrote
+                d_b += dB[part + s]
+                d_c += dC[part + s]
+            dB[part + s] = d_b
+            dC[part + s] = d_c
+        d_step = (d_step * LOG_2 + d_drive * signal) * read(slopes, j * LANES)
+        write(dx, here, d_drive * step + skip * d_output)
+        write(d_dt, here, d_step)
+        d_bias, d_skip = d_bias + d_step, d_skip + d_output * signal
+    return d_bias, d_skip

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -27,11 +28,12 @@ from hf_ecgmamba.numba_vectors import (
 )
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("numba"), reason="numba is not installed")
+Sizes, Arrays = namedtuple("Sizes", "size"), namedtuple("Arrays", "source target")
 DTYPES = {torch.float32: 3e-7, torch.float64: 2e-15}
 
 
 def elementary(job):
-    _, (x, y) = unpack(job, 1, 2)
+    _, (x, y) = unpack(job, Sizes, Arrays)
     task = next_task(job)
     while task >= 0:
         value = read(x, task * LANES)
@@ -52,7 +54,7 @@ def elementary(job):
 def test_elementary_functions(dtype):
     x = torch.cat([torch.linspace(-80, 80, 1952), torch.logspace(-8, 0, 48).repeat(2)]).to(dtype)
     y = torch.empty(len(x) // LANES, 7, LANES, dtype=dtype)
-    run_tasks(elementary, dtype, len(y), [0], [x, y])
+    run_tasks(elementary, dtype, len(y), Sizes(0), Arrays(x, y))
     power, excess, logarithm, plus, slope, gated, gated_slope = y.transpose(0, 1).flatten(1).double()
     x = x.double()
     small = torch.exp2(-x.abs())
@@ -74,7 +76,7 @@ def test_elementary_functions(dtype):
 
 
 def count(job):
-    (size,), (counts, sums) = unpack(job, 1, 2)
+    (size,), (counts, sums) = unpack(job, Sizes, Arrays)
     task = next_task(job)
     while task >= 0:
         counts[task] += 1
@@ -99,7 +101,7 @@ def test_every_task_runs_once(threads, num_threads):
     torch.set_num_threads(num_threads)
     counts, sums = torch.zeros(1000), torch.zeros(1000)
     for _ in range(20):
-        run_tasks(count, torch.float32, 1000, [3], [counts, sums])
+        run_tasks(count, torch.float32, 1000, Sizes(3), Arrays(counts, sums))
     assert (counts == 20).all()
     assert torch.equal(sums, torch.arange(1000.0) * LANES + 3)
 
