@@ -40,7 +40,7 @@ def parser():
     parser.add_argument("--sampling-rate", type=float, metavar="HZ", help="of a file that does not state it")
     parser.add_argument("--leads", type=lambda text: text.split(","), help="of a file that does not, as I,II,V1")
     parser.add_argument("--units", help="of a file that does not: mV, uV, V or nV")
-    parser.add_argument("--batch-size", type=int, default=16, help="windows at once (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, help="windows at once (default: 16)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the accelerator if there is one)")
     return parser
 

@@ -16,6 +16,7 @@ TASK = "ecg-classification"
 # how the windows' scores become the recording's: a finding is present if it is found anywhere, while one of many
 # labels and a measured number are those of the recording on the whole
 POOLING = {"multi_label_classification": "max", "single_label_classification": "mean", "regression": "mean"}
+BATCH_SIZE = 16
 MOST_WINDOW_NOTES = 8
 
 
@@ -59,6 +60,8 @@ class EcgClassificationPipeline(Pipeline):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        if self._batch_size is None:
+            self._batch_size = BATCH_SIZE  # transformers would take one window at a time
         if self.problem_type is None:
             expected = f"one of {', '.join(POOLING)} for {self.model.config.num_labels} labels"
             raise ValueError(f"config.problem_type is None; expected {expected}")
@@ -118,7 +121,7 @@ class EcgClassificationPipeline(Pipeline):
         Scored windows and notes of each recording, in order. Batches are filled across recordings; no more than one
         batch of signal is held at once.
         """
-        batch_size = next((size for size in (batch_size, self._batch_size) if size is not None), 16)
+        batch_size = self._batch_size if batch_size is None else batch_size
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size is {batch_size!r}; expected a whole number of at least 1")
         sized = hasattr(recordings, "__len__")  # a torch dataset has no other way to say where it ends

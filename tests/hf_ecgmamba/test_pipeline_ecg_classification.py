@@ -163,6 +163,17 @@ def test_only_one_batch_is_held(ecg, monkeypatch):
     assert len(read) == len(scored) == 99
 
 
+def test_windows_pass_sixteen_at_once_unless_told_otherwise(monkeypatch):
+    ecg, sizes = make_pipeline(), []
+    forward = ecg.model.forward
+    monkeypatch.setattr(
+        ecg.model, "forward", lambda input_values, **rest: (sizes.append(len(input_values)), forward(input_values))[1]
+    )
+    ecg(recording(61.3))
+    ecg(recording(61.3), batch_size=20)
+    assert sizes == [16, 14, 20, 10]
+
+
 def test_thresholds_come_from_the_config_or_the_call():
     scores = scores_of(make_pipeline()(recording()))
     below, above = [scores[label] - 0.01 for label in LABELS], [scores[label] + 0.01 for label in LABELS]
