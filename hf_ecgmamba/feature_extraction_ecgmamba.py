@@ -19,6 +19,7 @@ from transformers.feature_extraction_sequence_utils import SequenceFeatureExtrac
 from .recording import (
     STANDARD_LEADS,
     RecordingFile,
+    as_array,
     can_be_millivolts,
     lead_name,
     library,
@@ -106,12 +107,15 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
     ):
         for derived in ("feature_size", "padding_value", "padding_side"):  # they come back from a saved file
             kwargs.pop(derived, None)
+        for name, value in (("leads", leads), ("optional_leads", optional_leads)):
+            if not isinstance(value, (list, tuple)) or not all(isinstance(lead, str) for lead in value):
+                raise ValueError(f"{name} is {value!r}; expected a list of lead names")
         super().__init__(feature_size=len(leads), sampling_rate=sampling_rate, padding_value=0.0, **kwargs)
         self.leads = tuple(leads)
         self.optional_leads = tuple(optional_leads)
         self.window_seconds = window_seconds
         self.window_overlap = window_overlap
-        self.bandpass = None if bandpass is None else tuple(bandpass)
+        self.bandpass = tuple(bandpass) if isinstance(bandpass, list) else bandpass
         self.remove_baseline = remove_baseline
         self.normalization = normalization
         self.max_gap_seconds = max_gap_seconds
@@ -122,16 +126,23 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
             if not condition:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected {expected}")
 
+        def number(name):
+            """The value; for what is no finite number nan, which is neither above nor below anything."""
+            value = getattr(self, name)
+            return value if isinstance(value, Real) and not isinstance(value, bool) and value < math.inf else math.nan
+
         require("leads", self.leads and len(set(self.leads)) == len(self.leads), "lead names, each named once")
         require("optional_leads", set(self.optional_leads) <= set(self.leads), f"some of the leads {self.leads}")
-        require("sampling_rate", 0 < self.sampling_rate < math.inf, "a number of Hz above 0")
-        require("window_seconds", self.window_seconds >= _SHORTEST_SECONDS, f"at least {_SHORTEST_SECONDS} s")
-        require("window_overlap", 0 <= self.window_overlap < 1, "a share in [0, 1)")
+        require("sampling_rate", number("sampling_rate") > 0, "a number of Hz above 0")
+        seconds = f"a number of seconds, at least {_SHORTEST_SECONDS}"
+        require("window_seconds", number("window_seconds") >= _SHORTEST_SECONDS, seconds)
+        require("window_overlap", 0 <= number("window_overlap") < 1, "a share in [0, 1)")
         require("normalization", self.normalization in NORMALIZATIONS, f"one of {NORMALIZATIONS}")
-        require("max_gap_seconds", 0 <= self.max_gap_seconds < math.inf, "seconds, 0 or more")
+        require("max_gap_seconds", number("max_gap_seconds") >= 0, "seconds, 0 or more")
         if self.bandpass is not None:
             half = self.sampling_rate / 2
-            fits = len(self.bandpass) == 2 and 0 < self.bandpass[0] < self.bandpass[1] < half
+            edges = self.bandpass if isinstance(self.bandpass, tuple) else ()
+            fits = len(edges) == 2 and all(isinstance(edge, Real) for edge in edges) and 0 < edges[0] < edges[1] < half
             require("bandpass", fits, f"(low, high) in Hz with 0 < low < high < {half:g}, half the sampling rate")
 
     @classmethod
@@ -276,15 +287,18 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
         first = recordings[0]
         if any(getattr(recording, "shape", None) != getattr(first, "shape", ()) for recording in recordings):
             return None
-        if not isinstance(sampling_rate, Real) or not 0 < sampling_rate < math.inf or isinstance(leads, str):
+        if not isinstance(sampling_rate, Real) or not 0 < sampling_rate < math.inf:
             return None
         if units is not None and not isinstance(units, (str, Real)):
             return None
-        named = self.leads if leads is None else tuple(lead_name(lead) or lead for lead in leads if lead is not None)
+        given = self.leads if leads is None else leads
+        if not isinstance(given, (list, tuple)) or not all(isinstance(lead, str) for lead in given):
+            return None
+        named = self.leads if leads is None else tuple(lead_name(lead) or lead for lead in leads)
         if named != self.leads or len(first.shape) != 2 or first.shape[0] != len(self.leads):
             return None
         scale = 1.0 if units is None else unit_in_millivolts(units)
-        batch = np.stack([np.asarray(recording) for recording in recordings])
+        batch = np.stack([as_array(recording) for recording in recordings])
         if scale is None or batch.dtype.kind not in "fiu" or batch.shape[-1] < _SHORTEST_SECONDS * sampling_rate:
             return None
         batch = batch.astype(np.float32) * np.float32(scale)
