@@ -38,7 +38,7 @@ _LIMB_LEADS = (
     ("aVL", {"I": 1.0, "II": -0.5}),
     ("aVF", {"II": 1.0, "I": -0.5}),
 )
-_SHORTEST_SECONDS = 0.5  # less than one heartbeat of anybody's
+SHORTEST_SECONDS = 0.5  # less than one heartbeat of anybody's
 _FLAT_MILLIVOLTS = 1e-6
 _CHUNK_SECONDS = 300.0  # of a long recording read at once
 _BASELINE_SECONDS = (0.2, 0.6)
@@ -134,8 +134,8 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
         require("leads", self.leads and len(set(self.leads)) == len(self.leads), "lead names, each named once")
         require("optional_leads", set(self.optional_leads) <= set(self.leads), f"some of the leads {self.leads}")
         require("sampling_rate", number("sampling_rate") > 0, "a number of Hz above 0")
-        seconds = f"a number of seconds, at least {_SHORTEST_SECONDS}"
-        require("window_seconds", number("window_seconds") >= _SHORTEST_SECONDS, seconds)
+        seconds = f"a number of seconds, at least {SHORTEST_SECONDS}"
+        require("window_seconds", number("window_seconds") >= SHORTEST_SECONDS, seconds)
         require("window_overlap", 0 <= number("window_overlap") < 1, "a share in [0, 1)")
         require("normalization", self.normalization in NORMALIZATIONS, f"one of {NORMALIZATIONS}")
         require("max_gap_seconds", number("max_gap_seconds") >= 0, "seconds, 0 or more")
@@ -299,7 +299,7 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
             return None
         scale = 1.0 if units is None else unit_in_millivolts(units)
         batch = np.stack([as_array(recording) for recording in recordings])
-        if scale is None or batch.dtype.kind not in "fiu" or batch.shape[-1] < _SHORTEST_SECONDS * sampling_rate:
+        if scale is None or batch.dtype.kind not in "fiu" or batch.shape[-1] < SHORTEST_SECONDS * sampling_rate:
             return None
         batch = batch.astype(np.float32) * np.float32(scale)
         if not np.isfinite(batch).all():
@@ -423,8 +423,8 @@ class _Source:
 
     def __init__(self, extractor, file):
         self.extractor, self.file = extractor, file
-        if file.duration < _SHORTEST_SECONDS:
-            raise ValueError(f"{file.name} lasts {file.duration:.3f} s; expected at least {_SHORTEST_SECONDS} s")
+        if file.duration < SHORTEST_SECONDS:
+            raise ValueError(f"{file.name} lasts {file.duration:.3f} s; expected at least {SHORTEST_SECONDS} s")
         self.up, self.down = _ratio(extractor.sampling_rate, file.sampling_rate)
         self.length = math.ceil(file.num_samples * self.up / self.down)
         self._mix_leads()
