@@ -248,7 +248,7 @@ class EcgClassificationPipeline(Pipeline):
         if label not in labels:
             raise ValueError(f"label is {label!r}; expected one of {', '.join(labels)}")
         rate = self.feature_extractor.sampling_rate
-        start, end = scored.page_around(int(scored.scores[:, labels[label]].argmax()), windows.recording.duration)
+        start, end = scored.page_around(int(scored.scores[:, labels[label]].argmax()))
         contributions = torch.zeros(len(self.feature_extractor.leads), round((end - start) * rate))
         counts = torch.zeros(contributions.shape[1])
         for window in takewhile(lambda window: window.start < end, windows):
@@ -269,7 +269,7 @@ class ScoredRecording:
     """What a recording's windows said so far."""
 
     def __init__(self, windows):
-        self.num_windows = len(windows)
+        self.num_windows, self.duration = len(windows), windows.recording.duration
         self.spans, self._scores = [], []  # seconds (start, end) and scores [num_labels] of each window
         self._name, self._notes, self._of_windows = windows.recording.name, windows.notes, {}
 
@@ -298,11 +298,11 @@ class ScoredRecording:
         ends = [*map(min, between, (end for _, end in self.spans)), self.spans[-1][1]]
         return list(zip(starts, ends, strict=True))
 
-    def page_around(self, index, duration):
+    def page_around(self, index):
         """The time (start, end) of at most a page that shows a window in its middle."""
         start, end = self.spans[index]
-        start = max(0.0, min((start + end - PAGE_SECONDS) / 2, duration - PAGE_SECONDS))
-        return start, min(start + PAGE_SECONDS, duration)
+        start = max(0.0, min((start + end - PAGE_SECONDS) / 2, self.duration - PAGE_SECONDS))
+        return start, min(start + PAGE_SECONDS, self.duration)
 
     def notes(self):
         """Each note once; those of single windows of a long recording with how many there were and the first."""

@@ -300,7 +300,7 @@ def test_bad_arguments(ecg):
 def test_a_stretch_stays_one_where_its_windows_touch():
     class Windows(list):
         class recording:
-            name = "r"
+            name, duration = "r", 18.0
 
         notes = ()
 
