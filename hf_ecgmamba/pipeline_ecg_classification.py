@@ -270,12 +270,15 @@ class ScoredRecording:
 
     def __init__(self, windows):
         self.num_windows, self.duration = len(windows), windows.recording.duration
-        self.spans, self._scores = [], []  # seconds (start, end) and scores [num_labels] of each window
+        self.spans, self._scores = [], None  # seconds (start, end) and scores [num_labels] of each window
         self._name, self._notes, self._of_windows = windows.recording.name, windows.notes, {}
 
     def add(self, window, scores):
+        if self._scores is None:
+            # room for all: small arrays that stay, strewn among the batches' large ones, would split up the heap
+            self._scores = np.empty((self.num_windows, len(scores)), np.float32)
+        self._scores[len(self.spans)] = scores
         self.spans.append((window.start, window.end))
-        self._scores.append(scores)
         for note in window.notes:
             if note not in self._notes:
                 self._of_windows.setdefault(note, []).append(window.start)
@@ -283,9 +286,9 @@ class ScoredRecording:
     @property
     def scores(self):
         """float32 [windows, num_labels]"""
-        if not self._scores:
+        if not self.spans:
             raise ValueError(f"{self._name}: each of its {self.num_windows} windows has a gap too long to fill")
-        return np.stack(self._scores)
+        return self._scores[: len(self.spans)]
 
     def stretches(self):
         """
