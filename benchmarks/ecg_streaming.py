@@ -94,9 +94,7 @@ def main():
         return measure(arguments.measure, arguments.one_by_one)
     print(f"12 leads at {arguments.rate} Hz, windows of 10 s with half overlap; {torch.get_num_threads()} threads\n")
     print("Minutes of recording per second of CPU time:\n")
-    print(
-        "| hours | windows | pipeline | one window at a time | EcgMambaModel alone | tokens | memory above start, MB |"
-    )
+    print("| hours | windows | tokens | pipeline | one window at a time | EcgMambaModel alone | MB above start |")
     print("|---|---|---|---|---|---|---|")
     for hours in arguments.hours:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,7 @@
 """A recording in, findings out: the pipeline behind `pipeline("ecg-classification", ...)`."""
 
 from itertools import islice, pairwise, takewhile
+from pathlib import Path
 from types import GeneratorType
 
 import numpy as np
@@ -10,6 +11,9 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
 from .attribution import Attribution, integrated_gradients, looked_at
+from .configuration_ecgmamba import EcgMambaConfig
+from .feature_extraction_ecgmamba import EcgMambaFeatureExtractor
+from .modeling_ecgmamba import EcgMambaForSequenceClassification
 from .plotting import PAGE_SECONDS, plot_recording
 
 TASK = "ecg-classification"
@@ -263,6 +267,37 @@ class EcgClassificationPipeline(Pipeline):
             counts[first + real.start : first + real.stop] += 1
         weights = looked_at(contributions / counts.clamp(min=1), rate)
         return Attribution(label, self.feature_extractor.leads, weights, start, rate)
+
+
+def load_pipeline(model, revision="main", device=None, **arguments):
+    """
+    The pipeline of a published folder or repository, run by this package's code rather than by what the folder brings.
+
+    Args:
+        model (`str`), revision (`str`): folder or Hub id; branch, tag or commit of the latter.
+        device (`str`, `torch.device` or `int`, *optional*): the accelerator by default, where there is one.
+        arguments: of [`EcgClassificationPipeline`].
+
+    Raises:
+        ValueError: for a model of another kind, or a device that is not there.
+        OSError: where there is no such model.
+    """
+    folder = Path(model)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{model} holds no config.json; expected the folder of an ECGMamba")
+    if not folder.is_dir() and (folder.is_absolute() or len(folder.parts) > 2):
+        raise FileNotFoundError(f"{model}: no such folder, and no repository of the Hub is called so")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device is {device!r}: {error}") from error
+    config, expected = EcgMambaConfig.get_config_dict(model, revision=revision)[0], "EcgMambaForSequenceClassification"
+    held = config.get("architectures") or [f"a model of type {config.get('model_type')}"]
+    if held != [expected]:  # masked modelling's weights would load too, beside a head that knows nothing
+        raise ValueError(f"{model} holds {held[0]}; expected {expected}, an ECGMamba that was trained to classify")
+    network = EcgMambaForSequenceClassification.from_pretrained(model, revision=revision)
+    extractor = EcgMambaFeatureExtractor.from_pretrained(model, revision=revision)
+    return EcgClassificationPipeline(model=network, feature_extractor=extractor, device=device, **arguments)
 
 
 class ScoredRecording:

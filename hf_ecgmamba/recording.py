@@ -363,11 +363,13 @@ def _require_millivolts(channels, chosen):
 
 def _open_path(path, leads):
     suffix = path.suffix.lower()
+    if path.is_dir() and not Path(f"{path.resolve()}.hea").is_file():
+        raise FileNotFoundError(f"{path} is a folder; give one file")
     header = path.with_name(path.name + ".hea") if not path.is_file() else path.with_suffix(".hea")
     if suffix == ".hea" or (not path.is_file() and header.is_file()):
         return _open_wfdb(path if suffix == ".hea" else header)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file" if not path.is_dir() else f"{path} is a folder; give one file")
+        raise FileNotFoundError(f"{path}: no such file")
     if suffix in (".csv", ".tsv", ".txt"):
         return _open_text(path)
     if suffix in (".npy", ".npz"):

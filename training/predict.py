@@ -34,13 +34,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hf_ecgmamba import (
-    EcgClassificationPipeline,
-    EcgMambaConfig,
-    EcgMambaFeatureExtractor,
-    EcgMambaForSequenceClassification,
-)
-from hf_ecgmamba.pipeline_ecg_classification import ScoredRecording, collate
+from hf_ecgmamba import EcgMambaConfig
+from hf_ecgmamba.pipeline_ecg_classification import ScoredRecording, collate, load_pipeline
 from training.launch import honor_num_processes, runs_on_cpu
 from training.recipe import parse_recipe
 from training.reports import atomic_path
@@ -82,15 +77,13 @@ def main(arguments=None):
     (options,) = parse_recipe((PredictArguments,), arguments)
     # shares differ in size and machines in speed: whoever is done first waits for days rather than minutes
     state = PartialState(cpu=runs_on_cpu(), timeout=timedelta(days=7))
-    model = EcgMambaForSequenceClassification.from_pretrained(options.model).to(state.device)
-    reader = EcgMambaFeatureExtractor.from_pretrained(options.model)
-    pipeline = EcgClassificationPipeline(model=model, feature_extractor=reader, device=state.device)
+    pipeline = load_pipeline(options.model, device=state.device)
 
     sources = find_sources(options)
     # one process lists for all: files that come or go meanwhile must not shift anybody's share
     sources.names = broadcast_object_list([sources.names])[0]
-    labels = list(model.config.id2label.values())
-    shards = Shards(Path(options.output), labels, fingerprint(model, reader), options.shard_size)
+    labels = list(pipeline.model.config.id2label.values())
+    shards = Shards(Path(options.output), labels, fingerprint(pipeline), options.shard_size)
     if state.is_main_process:
         shards.remove_half_written()
     done = shards.done()
@@ -119,13 +112,13 @@ def main(arguments=None):
         print(f"{len(shards.done())} recordings in {shards.folder}, {len(failed)} failed (failed.csv)")
 
 
-def fingerprint(model, reader):
+def fingerprint(pipeline):
     """A hash of all that decides a recording's row, wherever the model lies: weights, labels, thresholds, reading."""
-    config = {name: getattr(model.config, name) for name in (*EcgMambaConfig.__annotations__, "id2label")}
-    reading = {name: value for name, value in reader.to_dict().items() if name != "auto_map"}  # where its code lies
-    settings = (config, model.config.problem_type, reading)
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, weight in sorted(model.state_dict().items()):
+    config, reading = pipeline.model.config, pipeline.feature_extractor.to_dict()
+    settings = {name: getattr(config, name) for name in (*EcgMambaConfig.__annotations__, "id2label", "problem_type")}
+    settings["reading"] = {name: value for name, value in reading.items() if name != "auto_map"}  # where its code lies
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, weight in sorted(pipeline.model.state_dict().items()):
         digest.update(name.encode())
         digest.update(weight.cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
