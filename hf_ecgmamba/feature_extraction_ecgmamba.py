@@ -309,7 +309,6 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
         return batch
 
     def _extract_batch(self, batch, sampling_rate):
-        flat = np.ptp(batch, axis=-1) < _FLAT_MILLIVOLTS
         up, down = _ratio(self.sampling_rate, sampling_rate)
         length = math.ceil(batch.shape[-1] * up / down)
         values = _resample_span(batch, 0, batch.shape[-1], up, down, 0, length)
@@ -319,7 +318,7 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
             "attention_mask": np.ones((len(values), length), np.int64),
             "lead_mask": np.ones(values.shape[:-1], np.int64),
         }
-        return features, [_flat_notes(self.leads, row) for row in flat]
+        return features, [_signal_notes(self.leads, signal, np.ones(len(signal), bool)) for signal in batch]
 
     # -- filters ------------------------------------------------------------------------------------------------------
 
@@ -502,7 +501,7 @@ class _Source:
         raw = span.raw[
             :, start * self.down // self.up - span.raw_start : -(-stop * self.down // self.up) - span.raw_start
         ]
-        notes.extend(_flat_notes(extractor.leads, present & (np.ptp(raw, axis=-1) < _FLAT_MILLIVOLTS)))
+        notes.extend(_signal_notes(extractor.leads, raw, present))
         values = span.values[:, start - span.start : stop - span.start] * present[:, None]
         return Window(
             start=begin,
@@ -581,13 +580,16 @@ def _fill_gaps(raw, used):
     return raw, gaps
 
 
-def _flat_notes(leads, flat):
-    names = [lead for lead, is_flat in zip(leads, flat, strict=True) if is_flat]
-    if not names:
-        return ()
-    return (
-        ("every lead is flat: there is no ECG in it",) if len(names) == len(leads) else (f"flat: {', '.join(names)}",)
-    )
+def _signal_notes(leads, raw, present):
+    """What a look at the millivolts `[leads, time]` says: flat leads, and more or less than a heart makes."""
+    flat = present & (np.ptp(raw, axis=-1) < _FLAT_MILLIVOLTS)
+    if flat.all():
+        return ("every lead is flat: there is no ECG in it",)
+    names = ", ".join(lead for lead, is_flat in zip(leads, flat, strict=True) if is_flat)
+    notes = (f"flat: {names}",) if names else ()
+    if not can_be_millivolts(raw[present].std(axis=-1).max()):
+        notes += ("its amplitudes are not those of an ECG in mV: is the unit right?",)
+    return notes
 
 
 def _pad_end(array, length):

@@ -334,6 +334,14 @@ def test_a_batch_of_arrays_equals_its_recordings_one_by_one(rate):
     np.testing.assert_array_equal(features, expected)
 
 
+def test_a_unit_that_cannot_be_right_is_noted():
+    signal, extractor = noise(2, 12, 1000) * 1000, EcgMambaFeatureExtractor()
+    of_batch = extractor(signal, sampling_rate=100, units="mV").notes
+    alone = extractor({"array": signal[0], "sampling_rate": 100, "units": "mV"}).notes
+    assert of_batch == [alone[0]] * 2 and "is the unit right?" in alone[0][0]
+    assert extractor(signal, sampling_rate=100, units="uV").notes == [(), ()]
+
+
 def test_a_batch_is_looked_at_as_closely_as_one():
     batch = noise(2, 12, 1000)
     extractor = EcgMambaFeatureExtractor()
