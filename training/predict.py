@@ -165,12 +165,19 @@ class DatasetRecordings:
 def find_sources(options):
     folder = Path(options.input)
     saved = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+    if folder.is_file():
+        raise ValueError(f"input is {options.input}, a file; expected a folder (python -m hf_ecgmamba reads one file)")
     if folder.is_dir() and not saved:
         output = Path(options.output)
         if output.resolve() == folder.resolve():
             raise ValueError(f"output is {options.output}, the input folder itself; expected another folder")
         is_inside = folder.resolve() in output.resolve().parents
         names = list_recordings(folder, options.pattern, leave_out=output if is_inside else None)
+        if not names:
+            raise ValueError(
+                f"{folder} holds no recording that fits {options.pattern}; expected names ending in "
+                f"{', '.join(SUFFIXES)}"
+            )
         return Sources(names, folder)
     dataset = datasets.load_from_disk(folder) if saved else datasets.load_dataset(options.input, split=options.split)
     if isinstance(dataset, datasets.DatasetDict):

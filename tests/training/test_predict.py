@@ -197,7 +197,13 @@ def test_what_counts_as_a_recording(shared_data):
 
 
 @pytest.mark.parametrize(
-    ("more", "message"), [(["--model", ""], "--model is missing"), (["--batch_size", "0"], "batch_size is 0")]
+    ("more", "message"),
+    [
+        (["--model", ""], "--model is missing"),
+        (["--batch_size", "0"], "batch_size is 0"),
+        (["--pattern", "*.edf"], r"holds no recording that fits \*\.edf; expected names ending in \.hea"),
+        (["--input", __file__], "a file; expected a folder"),
+    ],
 )
 def test_bad_arguments_are_named(model, recordings, tmp_path, more, message):
     with pytest.raises(ValueError, match=message):
