@@ -11,7 +11,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
 from .attribution import Attribution, integrated_gradients, looked_at
-from .configuration_ecgmamba import EcgMambaConfig
+from .configuration_ecgmamba import EcgMambaConfig, is_whole
 from .feature_extraction_ecgmamba import EcgMambaFeatureExtractor
 from .modeling_ecgmamba import EcgMambaForSequenceClassification
 from .plotting import PAGE_SECONDS, plot_recording
@@ -87,8 +87,8 @@ class EcgClassificationPipeline(Pipeline):
         parameters = {name: value for name, value in parameters.items() if value is not None}
         if parameters:
             raise ValueError(f"{', '.join(parameters)}: no such argument of the {TASK} pipeline")
-        if judging.get("top_k", 1) < 1:
-            raise ValueError(f"top_k is {judging['top_k']}; expected 1 or more")
+        if not is_whole(judging.get("top_k", 1)):
+            raise ValueError(f"top_k is {judging['top_k']!r}; expected a whole number of at least 1")
         if judging.get("window_pooling", "max") not in ("max", "mean"):
             raise ValueError(f'window_pooling is {judging["window_pooling"]!r}; expected "max" or "mean"')
         if "thresholds" in judging:
@@ -99,9 +99,9 @@ class EcgClassificationPipeline(Pipeline):
         num_labels = self.model.config.num_labels
         if self.problem_type != "multi_label_classification":
             raise ValueError(f"thresholds is {thresholds!r}; expected none for a {self.problem_type}")
-        if np.ndim(thresholds) > 1 or np.size(thresholds) not in (1, num_labels):
+        values = np.asarray(thresholds)
+        if values.ndim > 1 or values.size not in (1, num_labels) or values.dtype.kind not in "fiu":
             raise ValueError(f"thresholds is {thresholds!r}; expected a number or {num_labels}, one for each label")
-        values = np.asarray(thresholds, dtype=np.float64)
         if not ((values >= 0) & (values <= 1)).all():  # NaN is neither
             raise ValueError(f"thresholds is {thresholds!r}; expected probabilities, in [0, 1]")
         return np.broadcast_to(values, (num_labels,))
@@ -126,7 +126,7 @@ class EcgClassificationPipeline(Pipeline):
         batch of signal is held at once.
         """
         batch_size = self._batch_size if batch_size is None else batch_size
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        if not is_whole(batch_size):
             raise ValueError(f"batch_size is {batch_size!r}; expected a whole number of at least 1")
         sized = hasattr(recordings, "__len__")  # a torch dataset has no other way to say where it ends
         sources = (recordings[index] for index in range(len(recordings))) if sized else recordings

@@ -8,7 +8,7 @@ pipeline gives them; and DIR/failed.csv: record and reason of those that could n
 with what is missing, tries the failed ones once more, and may do so with another number of processes, but not with
 another model.
 
-    pandas.read_parquet("DIR")     # or datasets.load_dataset("parquet", data_files="DIR/scores-*.parquet")
+    datasets.load_dataset("parquet", data_files="DIR/scores-*.parquet", split="train").to_pandas()
 """
 
 import csv

@@ -276,7 +276,9 @@ def test_plot_returns_the_same_result_and_writes_the_picture(ecg, tmp_path):
 
 def test_bad_arguments(ecg):
     for arguments, message in (
-        ({"top_k": 0}, "top_k is 0; expected 1 or more"),
+        ({"top_k": 0}, "top_k is 0; expected a whole number of at least 1"),
+        ({"top_k": "2"}, "top_k is '2'"),
+        ({"thresholds": "high"}, "thresholds is 'high'; expected a number or 3"),
         ({"window_pooling": "median"}, "window_pooling is 'median'"),
         ({"thresholds": 50}, "thresholds is 50"),
         ({"thresholds": float("nan")}, "thresholds is nan"),

@@ -119,6 +119,12 @@ def test_rows_are_what_the_pipeline_says(model, recordings, alone):
     assert long.seconds == 120 and len(long.timeline) > 0
 
 
+def test_the_table_loads_as_documented(alone, tmp_path):
+    files = str(alone / "scores-*.parquet")
+    loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=tmp_path).to_pandas()
+    assert sorted(loaded.record) == list(table(alone).record)
+
+
 def test_failures_are_listed_with_their_reason(recordings, alone):
     lost = sorted(path.name for path in recordings.glob("*.hea") if not path.with_suffix(".mat").exists())
     reasons = failures(alone)
