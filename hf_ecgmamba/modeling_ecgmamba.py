@@ -228,8 +228,6 @@ class EcgMambaModel(EcgMambaPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         lead_mask: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
-        masked_tokens: torch.BoolTensor | None = None,
-        mask_embedding: torch.FloatTensor | None = None,
     ) -> EcgMambaModelOutput:
         """
         Args:
@@ -240,13 +238,24 @@ class EcgMambaModel(EcgMambaPreTrainedModel):
                 `config.total_stride`.
             lead_mask (`torch.Tensor` of shape `(batch, leads)`, *optional*): 1 for a lead, 0 for a missing one.
             output_hidden_states (`bool`, *optional*): whether to return the tokens after every block.
-            masked_tokens (`torch.BoolTensor` of shape `(batch, tokens)`, *optional*): tokens whose samples are hidden
-                from the network and whose place `mask_embedding` takes (masked modelling).
 
         Raises:
             ValueError: for shapes that do not fit the config, a value that is not finite, or a row of padding alone.
         """
-        self._check(input_values, attention_mask, lead_mask)
+        self.check(input_values, attention_mask, lead_mask)
+        return self.encode(input_values, attention_mask, lead_mask, output_hidden_states)
+
+    def encode(
+        self,
+        input_values,
+        attention_mask,
+        lead_mask,
+        output_hidden_states=None,
+        masked_tokens=None,
+        mask_embedding=None,
+    ):
+        """`forward` for checked input. The samples of `masked_tokens` (bool [batch, tokens]) are hidden from the
+        network, and `mask_embedding` [hidden_size] takes the tokens' place (masked modelling)."""
         input_values = input_values.to(self.encoder.convolutions[0].weight.dtype)
         mask = None if attention_mask is None else attention_mask.bool()
         if mask is not None:
@@ -273,7 +282,7 @@ class EcgMambaModel(EcgMambaPreTrainedModel):
             token_mask=mask,
         )
 
-    def _check(self, input_values, attention_mask, lead_mask):
+    def check(self, input_values, attention_mask, lead_mask):
         leads = self.config.num_leads
         if input_values.ndim != 3 or input_values.shape[1] != leads or 0 in input_values.shape:
             raise ValueError(f"input_values is {tuple(input_values.shape)}; expected [batch, {leads} leads, time]")
@@ -395,7 +404,7 @@ class EcgMambaForMaskedModeling(EcgMambaPreTrainedModel):
 
         The other arguments are those of [`EcgMambaModel`].
         """
-        self.ecgmamba._check(input_values, attention_mask, lead_mask)
+        self.ecgmamba.check(input_values, attention_mask, lead_mask)
         batch, leads, time = input_values.shape
         stride = self.config.total_stride
         tokens = -(-time // stride)
@@ -404,13 +413,12 @@ class EcgMambaForMaskedModeling(EcgMambaPreTrainedModel):
         elif masked_tokens.shape != (batch, tokens) or masked_tokens.dtype != torch.bool:
             came = f"{masked_tokens.dtype} {tuple(masked_tokens.shape)}"
             raise ValueError(f"masked_tokens is {came}; expected torch.bool {(batch, tokens)}")
-        outputs = self.ecgmamba(
+        outputs = self.ecgmamba.encode(
             input_values,
             attention_mask,
             lead_mask,
             masked_tokens=masked_tokens,
             mask_embedding=self.mask_embedding,
-            return_dict=True,
         )
         reconstruction = self.decoder(outputs.last_hidden_state).view(batch, tokens, leads, stride)
         reconstruction = reconstruction.permute(0, 2, 1, 3).reshape(batch, leads, tokens * stride)[..., :time]

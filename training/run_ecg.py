@@ -7,6 +7,7 @@ Hub-ready folder: model, feature extractor, pipeline and code, with metrics.json
 beside them. Interrupted, it goes on exactly where it was with `--resume_from_checkpoint`.
 """
 
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from hf_ecgmamba import (
     EcgMambaForSequenceClassification,
     save_for_hub,
 )
+from hf_ecgmamba.feature_extraction_ecgmamba import SHORTEST_SECONDS
 from training.checkpoints import EpochSampler, SetEpoch, last_checkpoint
 from training.data.cpsc2018 import load_cpsc2018
 from training.data.ecg_augmentation import EcgAugmentation
@@ -60,11 +62,6 @@ class DataArguments:
     crop_pooling: str = field(
         default="mean", metadata={"help": "How probabilities of a recording's windows become one: mean or max."}
     )
-    time_shift_seconds: float = field(default=0.0, metadata={"help": "See EcgAugmentation for this and the next."})
-    lead_dropout: float = 0.0
-    amplitude_scaling: float = 0.0
-    noise: float = 0.0
-    baseline_wander: float = 0.0
 
     def __post_init__(self):
         if self.dataset not in ("simulated", "ptbxl", "cpsc2018", "folder"):
@@ -73,6 +70,11 @@ class DataArguments:
             raise ValueError(f"data_dir is missing; expected the folder that holds {self.dataset}")
         if self.crop_pooling not in ("mean", "max"):
             raise ValueError(f"crop_pooling is {self.crop_pooling!r}; expected mean or max")
+        if self.crop_seconds is not None and not SHORTEST_SECONDS <= self.crop_seconds < math.inf:
+            raise ValueError(f"crop_seconds is {self.crop_seconds}; expected at least {SHORTEST_SECONDS} s")
+        for name in ("num_records", "preprocessing_workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
 
 
 @dataclass
@@ -132,8 +134,11 @@ class EcgTrainingArguments(TrainingArguments):
         super().__post_init__()
 
 
+ARGUMENTS = (DataArguments, EcgAugmentation, ModelArguments, EcgTrainingArguments)
+
+
 def main(arguments=None):
-    data, network, training = parse_recipe((DataArguments, ModelArguments, EcgTrainingArguments), arguments)
+    data, augmentation, network, training = parse_recipe(ARGUMENTS, arguments)
     set_seed(training.seed)
     collection = load_collection(data)
     model, feature_extractor = build_model(network, collection.label_names)
@@ -143,7 +148,7 @@ def main(arguments=None):
         if split not in splits:
             raise ValueError(f"the data set has no recording in {split}; expected some in train and in validation")
 
-    trainer = build_trainer(model, feature_extractor, splits, data, training)
+    trainer = build_trainer(model, feature_extractor, splits, data, augmentation, training)
     checkpoint = training.resume_from_checkpoint
     if checkpoint in ("last", "True", True):
         checkpoint = last_checkpoint(training.output_dir, training.world_size)
@@ -206,8 +211,29 @@ def build_model(network, label_names):
         return EcgMambaForSequenceClassification(config), EcgMambaFeatureExtractor.from_model_config(config, **reading)
     # made anew rather than altered, so that every field is checked
     config = EcgMambaConfig(**{**EcgMambaConfig.from_pretrained(pretrained).to_dict(), **given, **labels})
-    model = EcgMambaForSequenceClassification.from_pretrained(pretrained, config=config, ignore_mismatched_sizes=True)
+    model = load_pretrained(pretrained, config)
     return model, EcgMambaFeatureExtractor.from_pretrained(pretrained, **given, **reading)
+
+
+def load_pretrained(name_or_path, config):
+    """The pre-trained weights under a head for the labels of `config`, a new one where their number is another.
+
+    Raises:
+        ValueError: where the network that `config` describes has other weights than these.
+    """
+    model, loading = EcgMambaForSequenceClassification.from_pretrained(
+        name_or_path, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    heads = ("classifier.", "decoder.", "mask_embedding")  # of this class and of masked modelling
+    names = {*loading["missing_keys"], *loading["unexpected_keys"], *(key for key, *_ in loading["mismatched_keys"])}
+    foreign = sorted(name for name in names if not name.startswith(heads))
+    if foreign:
+        listed = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
+        raise ValueError(
+            f"model_name_or_path is {name_or_path}, whose weights do not fit this network ({listed}); expected a "
+            "network of the same shape and leads (optional_leads may name those that recordings lack)"
+        )
+    return model
 
 
 class EcgTrainer(Trainer):
@@ -222,12 +248,9 @@ class EcgTrainer(Trainer):
         return sampler
 
 
-def build_trainer(model, feature_extractor, splits, data, training):
+def build_trainer(model, feature_extractor, splits, data, augmentation, training):
     config = model.config
     crop_seconds = config.window_seconds if data.crop_seconds is None else data.crop_seconds
-    augmentation = EcgAugmentation(
-        data.time_shift_seconds, data.lead_dropout, data.amplitude_scaling, data.noise, data.baseline_wander
-    )
     validation = EvaluationCrops(splits["validation"], feature_extractor)
     metric = load_metric()
     label_names = [config.id2label[index] for index in range(config.num_labels)]
