@@ -17,6 +17,7 @@ from .numba_vectors import (
     fill,
     jitable,
     next_task,
+    operator_name,
     read,
     run_tasks,
     scratch,
@@ -67,7 +68,7 @@ def convolve_both_ways_by_shifts(x, weight, bias, mask=None):
     return result if mask is None else result * mask.unsqueeze(-1)
 
 
-@torch.library.custom_op("hf_ecgmamba::convolve_both_ways", mutates_args=())
+@torch.library.custom_op(operator_name(__name__, "convolve_both_ways"), mutates_args=())
 def _convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     inputs = _Inputs(x, weight, bias, mask)
     y = x.new_empty(2, *x.shape[:2], inputs.channels)
@@ -80,7 +81,7 @@ def _(x, weight, bias, mask):
     return x.new_empty(2, *x.shape)
 
 
-@torch.library.custom_op("hf_ecgmamba::convolve_both_ways_backward", mutates_args=())
+@torch.library.custom_op(operator_name(__name__, "convolve_both_ways_backward"), mutates_args=())
 def _convolve_backward(
     dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

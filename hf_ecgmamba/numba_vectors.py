@@ -16,6 +16,7 @@ import importlib.util
 import math
 import operator
 import os
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -125,6 +126,15 @@ def as_rows(tensor):
         distance *= size
         is_regular = is_regular and stride == distance
     return tensor if is_regular else tensor.contiguous()
+
+
+def operator_name(module, name):
+    """A name for a custom operator that nobody has. Copies of this package live side by side where models were loaded
+    as remote code, and torch frees an operator that is defined anew, in use or not."""
+    namespace = re.sub(r"\W", "_", module)
+    while hasattr(getattr(torch.ops, namespace), name):
+        namespace += "_"
+    return f"{namespace}::{name}"
 
 
 def run_tasks(kernel, dtype, num_tasks, sizes, arrays):

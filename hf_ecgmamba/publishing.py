@@ -12,7 +12,8 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from .pipeline_ecg_classification import TASK, EcgClassificationPipeline
 
 HERE = Path(__file__).resolve().parent
-CARD_TEMPLATE = HERE / "model_card.md"
+# an installed package has it within itself, a clone of the repository beside the package
+CARD_FOLDER = HERE / "model_card" if (HERE / "model_card").is_dir() else HERE.parent / "model_cards" / "ecgmamba"
 ENDPOINT_FILES = ("handler.py", "requirements.txt")
 ENTRY_FILES = (
     "configuration_ecgmamba",
@@ -86,7 +87,7 @@ def save_for_hub(
         staging = Path(temporary)
         save_with_code(model, feature_extractor, staging, max_shard_size)
         for file in ENDPOINT_FILES:
-            shutil.copyfile(HERE / file, staging / file)
+            shutil.copyfile(CARD_FOLDER / file, staging / file)
         model_card(model.config, name, description, dataset, metrics, license).save(staging / "README.md")
         for stale in folder.glob("model*.safetensors*"):  # shards of an earlier save would be loaded instead
             if not (staging / stale.name).exists():
@@ -129,7 +130,7 @@ def model_card(config, name, description, dataset, metrics, license):
     )
     return ModelCard.from_template(
         data,
-        template_path=str(CARD_TEMPLATE),
+        template_path=str(CARD_FOLDER / "README.md"),
         name=name,
         description=description,
         dataset=dataset,

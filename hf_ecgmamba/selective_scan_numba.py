@@ -21,6 +21,7 @@ from .numba_vectors import (
     fill,
     jitable,
     next_task,
+    operator_name,
     power_of_two,
     prefetch,
     read,
@@ -60,7 +61,7 @@ def selective_scan_numba(x, dt, A, B, C, D=None, dt_bias=None, dt_softplus=False
 # custom operators: torch.compile takes them as they are and looks no further
 
 
-@torch.library.custom_op("hf_ecgmamba::selective_scan", mutates_args=())
+@torch.library.custom_op(operator_name(__name__, "selective_scan"), mutates_args=())
 def _scan(
     x: torch.Tensor,
     dt: torch.Tensor,
@@ -88,7 +89,7 @@ def _(x, dt, A, B, C, D, dt_bias, gate, dt_softplus, mask, keep_states):
     return x.new_empty(x.shape if gate is None else x.shape[1:]), x.new_empty(_shape_of_saved(x, A, keep_states))
 
 
-@torch.library.custom_op("hf_ecgmamba::selective_scan_backward", mutates_args=())
+@torch.library.custom_op(operator_name(__name__, "selective_scan_backward"), mutates_args=())
 def _scan_backward(
     dy: torch.Tensor,
     x: torch.Tensor,

@@ -11,8 +11,7 @@ import yaml
 from hf_ecgmamba import EcgMambaConfig, EcgMambaFeatureExtractor, EcgMambaForSequenceClassification, save_for_hub
 from training.fresh_process import run_fresh
 
-ROOT = Path(__file__).resolve().parents[1]
-CARDS = ROOT / "model_cards" / "ecgmamba"
+CARDS = Path(__file__).resolve().parents[1] / "model_cards" / "ecgmamba"
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +85,4 @@ def test_front_matter_and_requirements():
     front = yaml.safe_load((CARDS / "space" / "README.md").read_text().split("---")[1])
     assert front["sdk"] == "gradio" and (CARDS / "space" / front["app_file"]).is_file()
     assert len(front["short_description"]) <= 60  # the Hub's limit
-    assert (CARDS / "space" / "requirements.txt").read_text() == (
-        ROOT / "hf_ecgmamba" / "requirements.txt"
-    ).read_text()
+    assert (CARDS / "space" / "requirements.txt").read_text() == (CARDS / "requirements.txt").read_text()

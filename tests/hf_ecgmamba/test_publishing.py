@@ -111,7 +111,7 @@ def test_publishes_from_an_installed_wheel(folder, tmp_path):
     clone.mkdir()
     for name in ("setup.cfg", "pyproject.toml", "README.md"):
         shutil.copy(root / name, clone)
-    for package in ("hf_ecgmamba", "hf_mse_adapter"):
+    for package in ("hf_ecgmamba", "hf_mse_adapter", "model_cards"):
         shutil.copytree(root / package, clone / package, ignore=shutil.ignore_patterns("__pycache__"))
 
     def run(code, folder):

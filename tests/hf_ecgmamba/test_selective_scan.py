@@ -1,5 +1,6 @@
 """Every backend against the float64 reference, on ordinary and on hard inputs."""
 
+import importlib.util
 import math
 import os
 import threading
@@ -375,3 +376,16 @@ def test_a_backend_that_cannot_serve_is_passed_over_or_refused(monkeypatch):
 def test_bad_input_is_named(changes, message):
     with pytest.raises(ValueError, match=message):
         selective_scan(**(make_inputs() | changes))
+
+
+@needs_numba
+def test_a_copy_loaded_as_remote_code_leaves_the_operators_alone():
+    inputs = {name: tensor.float() for name, tensor in make_inputs().items()}
+    expected = selective_scan(**inputs, dt_softplus=True, backend="numba")
+    for _ in range(2):  # transformers runs a module again when its file has changed
+        place = importlib.util.spec_from_file_location("hf_ecgmamba.remote_copy", selective_scan_numba.__file__)
+        copy = importlib.util.module_from_spec(place)
+        place.loader.exec_module(copy)
+        assert copy._scan._qualname != selective_scan_numba._scan._qualname
+        assert torch.equal(copy.selective_scan_numba(**inputs, dt_softplus=True), expected)
+        assert torch.equal(selective_scan(**inputs, dt_softplus=True, backend="numba"), expected)
