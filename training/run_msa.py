@@ -84,6 +84,11 @@ class DataArguments:
     )
     language: str = field(default="en", metadata={"help": "Of the prompt: en or zh."})
     num_context_utterances: int = field(default=0, metadata={"help": "Earlier utterances of the dialogue to show."})
+    max_text_tokens: int | None = field(
+        default=None, metadata={"help": "Tokens of an utterance; of a longer one the beginning is kept."}
+    )
+    max_audio_length: int | None = field(default=None, metadata={"help": "Steps of audio, likewise."})
+    max_vision_length: int | None = field(default=None, metadata={"help": "Steps of vision, likewise."})
     withhold: list[str] = field(
         default_factory=list, metadata={"help": "Of text, audio and vision, what the model never sees."}
     )
@@ -354,7 +359,15 @@ def build_processor(data, network, train, tokenizer):
         backbone_revision=network.backbone_revision,
         **given,
     )
-    processor = MseProcessor.from_config(config, tokenizer)
+    processor = MseProcessor.from_config(
+        config,
+        tokenizer,
+        # a published model shall show its LLM no longer conversation than it was trained on
+        num_context_utterances=data.num_context_utterances or None,
+        max_text_tokens=data.max_text_tokens,
+        max_audio_length=data.max_audio_length,
+        max_vision_length=data.max_vision_length,
+    )
     samples = MsaSamples(train, withhold=data.withhold)
     chunks = (range(start, min(start + 256, len(samples))) for start in range(0, len(samples), 256))
     processor.fit(sample for chunk in chunks for sample in samples.__getitems__(chunk))

@@ -276,17 +276,19 @@ def test_every_recipe_is_one(recipe):
 
 def test_recipes_have_the_papers_values():
     names = {path.stem for path in RECIPES.glob("msa_*.yaml")}
-    for dataset, learning_rate, batch, sizes in (
-        ("mosei", 5e-5, 8, (64, 32)),
-        ("simsv2", 5e-5, 8, (64, 64)),
-        ("meld", 5e-4, 6, (64, 32)),
-        ("cherma", 5e-5, 6, (32, 16)),
+    for dataset, learning_rate, batch, sizes, lengths in (
+        ("mosei", 5e-5, 8, (64, 32), (50, 500, 375)),
+        ("simsv2", 5e-5, 8, (64, 64), (50, 925, 232)),
+        ("meld", 5e-4, 6, (64, 32), (65, 157, 32)),
+        ("cherma", 5e-5, 6, (32, 16), (78, 543, 16)),
     ):
         for backbone in ("chatglm3", "llama2", "qwen"):
             assert f"msa_{dataset}_{backbone}" in names
             values = yaml.safe_load((RECIPES / f"msa_{dataset}_{backbone}.yaml").read_text(encoding="utf-8"))
             assert values["learning_rate"] == learning_rate and values["per_device_train_batch_size"] == batch
             assert (values["audio_hidden_size"], values["vision_hidden_size"]) == sizes
+            limits = ("max_text_tokens", "max_audio_length", "max_vision_length")
+            assert tuple(values[limit] for limit in limits) == lengths
             assert len(values["seeds"]) == 5 and values["warmup_steps"] == 0.1
 
 
@@ -304,6 +306,7 @@ def test_recipes_have_the_papers_values():
         (("--answer_method", "guess", "--head", "alone"), "answer_method is 'guess'"),
         (("--task", "classification", "--answer_method", "expected"), "answer_method is 'expected'"),
         (("--num_context_utterances", "-1"), "num_context_utterances is -1"),
+        (("--max_text_tokens", "0"), "max_text_tokens must be a whole number of at least 1"),
         (("--task", "classification", "--swap_vision", "1.5"), "swap_vision is 1.5"),
         (("--num_samples", "6"), "do not fill one step"),
         (("--task", "classification", "--labels", "negative", "positive"), "'neutral'"),
