@@ -318,7 +318,9 @@ def _modality(name, values, mask, dim, batch_size, device):
     return values, mask
 
 
-def forward_with_adapter(adapter, llm, label_values=None, num_items_in_batch=None, **inputs):
+def forward_with_adapter(
+    adapter, llm, label_values=None, num_items_in_batch=None, num_samples_in_batch=None, **inputs
+):
     """
     Run the LLM behind the adapter; logits and loss only where a label is.
 
@@ -327,8 +329,10 @@ def forward_with_adapter(adapter, llm, label_values=None, num_items_in_batch=Non
         label_values ([batch], *optional*): numbers or class indices for the head.
         num_items_in_batch (`int` or `torch.Tensor`, *optional*):
             Label tokens in all batches that one optimiser step accumulates, as Trainer counts them. The loss is then
-            this batch's share of the mean over them: exact for label tokens. A head's mean counts by the same share,
-            so batches weigh by their label tokens.
+            this batch's share of the mean over them.
+        num_samples_in_batch (`int`, *optional*):
+            Samples in all these batches: a head's loss is then this batch's share of the mean over them. Where only
+            the label tokens are counted (Trainer by itself counts nothing else), a head's batches weigh by those.
         inputs: arguments of `prepare_inputs`; others go to the LLM.
 
     Returns:
@@ -355,21 +359,28 @@ def forward_with_adapter(adapter, llm, label_values=None, num_items_in_batch=Non
     positions = wanted.nonzero()[:, 0]
     logits, hidden_states = _run_llm(llm, prepared, positions, adapter.head_use != "none", llm_options)
 
+    token_share = None
+    if labels is not None and num_items_in_batch is not None:
+        token_share = (labels[:, 1:] != -100).sum() / torch.as_tensor(num_items_in_batch, device=labels.device)
     losses, head_output = [], None
     if learns_tokens:
         targets = F.pad(labels, (0, 1), value=-100)[:, positions + 1].to(logits.device)
-        losses.append(F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100))
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
+        losses.append(_share_of(loss, token_share))
     if hidden_states is not None:
         places = torch.searchsorted(positions, prompt_ends).to(hidden_states.device)
         rows = torch.arange(len(places), device=places.device)
         head_output = adapter.head_output(hidden_states[rows, places].to(prompt_ends.device))
         if label_values is not None:
-            losses.append(adapter.head_loss(head_output, label_values.to(head_output.device)))
+            share = token_share if num_samples_in_batch is None else len(head_output) / num_samples_in_batch
+            losses.append(_share_of(adapter.head_loss(head_output, label_values.to(head_output.device)), share))
     loss = sum(item.to(losses[0].device) for item in losses) if losses else None
-    if loss is not None and num_items_in_batch is not None and labels is not None:
-        own_items = (labels[:, 1:] != -100).sum()
-        loss = loss * own_items.to(loss.device) / torch.as_tensor(num_items_in_batch, device=loss.device)
     return MseOutput(loss=loss, logits=logits, logit_positions=positions, head_output=head_output)
+
+
+def _share_of(loss, share):
+    """A batch's mean loss as its share (a number or tensor []) of the mean over several batches; None: all of it."""
+    return loss if share is None else loss * torch.as_tensor(share, device=loss.device)
 
 
 def _run_llm(llm, prepared, positions, needs_hidden_states, options):
@@ -662,6 +673,7 @@ class MseForConditionalGeneration(PreTrainedModel):
         labels=None,
         label_values=None,
         num_items_in_batch=None,
+        num_samples_in_batch=None,
         **kwargs,
     ):
         """A batch as `MseProcessor` makes it, see `prepare_inputs` and `forward_with_adapter`; returns `MseOutput`."""
@@ -680,6 +692,7 @@ class MseForConditionalGeneration(PreTrainedModel):
             labels=labels,
             label_values=label_values,
             num_items_in_batch=num_items_in_batch,
+            num_samples_in_batch=num_samples_in_batch,
             **kwargs,
         )
 

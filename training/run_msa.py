@@ -407,6 +407,12 @@ class MseTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         smoothing = self.args.head_label_smoothing
         if not smoothing:
+            if self.model.config.head == "beside":
+                # the head's loss is a mean over samples, whatever number of label tokens each of them has; all
+                # batches of a step, on every process, have equally many
+                batches = self.current_gradient_accumulation_steps
+                batches *= self.args.world_size if self.args.average_tokens_across_devices else 1
+                inputs = {**inputs, "num_samples_in_batch": len(inputs["input_ids"]) * batches}
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         outputs = model(**inputs)
         loss = F.cross_entropy(outputs["head_output"], inputs["label_values"], label_smoothing=smoothing)

@@ -298,12 +298,23 @@ def test_the_loss_is_the_cross_entropy_of_the_label_tokens(padding_side):
         assert output.logits.shape[1] == 5, "logits are computed only where a label is"
 
 
-def test_two_micro_batches_are_one_batch():
-    model = build_model()
-    batch = build_batch()
-    count = (batch["labels"] != -100).sum()
-    parts = [model(**rows_of(batch, row), num_items_in_batch=count).loss for row in range(3)]
-    torch.testing.assert_close(sum(parts), model(**batch).loss)
+@pytest.mark.parametrize("task", ["regression", "classification"])
+@pytest.mark.parametrize("head", ["none", "alone", "beside"])
+def test_micro_batches_are_one_batch_though_their_labels_have_unlike_token_counts(head, task):
+    fields, labels = {}, (1.0, -2.5, 0.3)
+    if task == "classification":
+        fields, labels = {"task": task, "id2label": {index: f"class {index}" for index in range(11)}}, (3, 10, 2)
+    model = build_model(head=head, **fields)
+    batch = build_batch(labels=labels, **fields)
+    counts = (batch["labels"] != -100).sum(dim=1)
+    assert len(set(counts.tolist())) > 1
+    whole = model(**batch).loss
+    gradients = torch.autograd.grad(whole, list(model.adapter.parameters()))
+    shares = {"num_items_in_batch": counts.sum()} | ({} if head == "none" else {"num_samples_in_batch": 3})
+    parts = sum(model(**rows_of(batch, row), **shares).loss for row in range(3))
+    torch.testing.assert_close(parts, whole)
+    for one, two in zip(torch.autograd.grad(parts, list(model.adapter.parameters())), gradients, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("task", ["regression", "classification"])

@@ -170,25 +170,34 @@ def test_an_earlier_run_is_not_mixed_with_a_new_one(place, uninterrupted):
         main(arguments(place, "uninterrupted"))
 
 
+# labels of unlike token counts: "-0.25" and "0.50"; classes "9", "10" and "11"
+CLASSES = ("--labels", *(f"unused {index}" for index in range(9)), "negative", "neutral", "positive")
+TASKS = {"regression": ("--label_step", "0.25"), "classification": ("--task", "classification", *CLASSES)}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("head", ["none", "alone"])
-def test_two_processes_equal_one_with_twice_the_batch(place, head):
+@pytest.mark.parametrize(
+    "head, task",
+    [("none", "regression"), ("alone", "regression"), ("beside", "regression"), ("beside", "classification")],
+)
+def test_two_processes_equal_one_with_twice_the_batch(place, head, task):
     """Without dropout, whose masks are drawn by each process."""
-    flags = ("--dropout", "0", "--head", head, "--seeds", "1", "--label_step", "0.25")
+    name = f"{head}_{task}"
+    flags = ("--dropout", "0", "--head", head, "--seeds", "1", *TASKS[task])
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--cpu"]
-    process = start(
-        [*launch, str(SCRIPT), *arguments(place, f"two_{head}", *flags, "--per_device_train_batch_size", "4")]
-    )
+    two_flags = ("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2")
+    process = start([*launch, str(SCRIPT), *arguments(place, f"two_{name}", *flags, *two_flags)])
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    main(arguments(place, f"one_{head}", *flags))
-    one, two = losses(place / f"one_{head}" / "seed_1"), losses(place / f"two_{head}" / "seed_1")
+    main(arguments(place, f"one_{name}", *flags))
+    one, two = losses(place / f"one_{name}" / "seed_1"), losses(place / f"two_{name}" / "seed_1")
     assert len(one) == 2 * STEPS_PER_EPOCH and one.keys() == two.keys()
     assert max(abs(one[step] - two[step]) for step in one) < 1e-4
-    assert_equal_weights(place / f"one_{head}" / "seed_1", place / f"two_{head}" / "seed_1", atol=1e-4)
-    paths = [place / f"{name}_{head}" / "results.json" for name in ("one", "two")]
+    assert_equal_weights(place / f"one_{name}" / "seed_1", place / f"two_{name}" / "seed_1", atol=1e-4)
+    paths = [place / f"{number}_{name}" / "results.json" for number in ("one", "two")]
     results = [json.loads(path.read_text())["1"]["test"] for path in paths]
-    assert results[0]["mae"] == pytest.approx(results[1]["mae"], abs=1e-4)
+    metric = "mae" if task == "regression" else "weighted_f1"
+    assert results[0][metric] == pytest.approx(results[1][metric], abs=1e-4)
 
 
 QUICK = (
