@@ -30,7 +30,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import SaveStrategy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -40,7 +39,15 @@ from hf_mse_adapter.configuration_mse_adapter import MseConfig
 from hf_mse_adapter.modeling_mse_adapter import MseForConditionalGeneration
 from hf_mse_adapter.processing_mse_adapter import PROMPT_TEMPLATES, MseProcessor
 from hf_mse_adapter.publishing_mse_adapter import save_for_hub
-from training.checkpoints import EpochSampler, SetEpoch, last_checkpoint
+from training.checkpoints import (
+    FINISHED,
+    EpochSampler,
+    SetEpoch,
+    describe_run,
+    find_checkpoint,
+    record_run,
+    train_from,
+)
 from training.data.msa_augmentation import FeatureAugmentation
 from training.data.msa_batches import MsaSamples
 from training.data.msa_functionals import with_window_functionals
@@ -199,6 +206,8 @@ class MsaTrainingArguments(TrainingArguments):
         super().__post_init__()
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds is {self.seeds}; expected one or more different numbers")
+        if self.seed != type(self).__dataclass_fields__["seed"].default:
+            raise ValueError(f"seed is {self.seed}; expected seeds instead, one training each")
 
 
 def main(arguments=None):
@@ -222,7 +231,21 @@ def main(arguments=None):
             prolong_memory(model.adapter.audio_encoder.lstm, network.memory_steps)
         return model
 
-    runs = {seed: train_seed(seed, data, network, training, splits, new_model, processor) for seed in training.seeds}
+    deciding = {split: splits[split] for split in ("train", "valid")}
+    made_with = describe_run((data, network, training), new_model().config, deciding, training.world_size)
+    folders = {seed: Path(training.output_dir) / f"seed_{seed}" for seed in training.seeds}
+    # of all seeds, before hours go into the first
+    checkpoints = {
+        seed: find_checkpoint(folder, made_with | {"seed": seed}, training.resume_from_checkpoint)
+        for seed, folder in folders.items()
+    }
+    runs = {}
+    for seed, folder in folders.items():
+        if training.resume_from_checkpoint and (folder / FINISHED).is_file():
+            runs[seed] = read_finished(folder)
+            continue
+        record_run(folder, made_with | {"seed": seed})
+        runs[seed] = train_seed(seed, folder, checkpoints[seed], data, network, training, splits, new_model, processor)
     if training.process_index == 0:
         write_results(runs, Path(training.output_dir), data)
     return {seed: metrics for seed, (metrics, _) in runs.items()}
@@ -400,7 +423,8 @@ class MseTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None):
         step_size = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        sampler = EpochSampler(len(self.train_dataset), self.args.seed, step_size, self.lengths)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        sampler = EpochSampler(len(self.train_dataset), seed, step_size, self.lengths)
         self.add_callback(SetEpoch(sampler))
         return sampler
 
@@ -498,16 +522,8 @@ def metrics_of(data):
     return compute_metrics
 
 
-def train_seed(seed, data, network, training, splits, new_model, processor):
-    """Train once. Returns the metrics by split and the trainer's log; both are read back where a seed has finished."""
-    folder = Path(training.output_dir) / f"seed_{seed}"
-    finished = folder / "metrics.json"
-    if training.resume_from_checkpoint and finished.is_file():
-        return read_finished(folder)
-    if not training.resume_from_checkpoint and folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(
-            f"{folder} holds an earlier run; go on with it by --resume_from_checkpoint, or choose another output_dir"
-        )
+def train_seed(seed, folder, checkpoint, data, network, training, splits, new_model, processor):
+    """Train once, from `checkpoint` if there is one, into `folder`. Returns metrics by split and the trainer's log."""
     training = copy.copy(training)
     training.output_dir, training.seed = str(folder), seed
     training.metric_for_best_model = "mae_of_all" if data.task == "regression" else "weighted_f1"
@@ -515,12 +531,7 @@ def train_seed(seed, data, network, training, splits, new_model, processor):
     set_seed(seed)
     model = new_model()
     trainer = build_trainer(model, processor, splits, data, network, training)
-    checkpoint = last_checkpoint(folder, training.world_size) if training.resume_from_checkpoint else None
-    if checkpoint is not None and stopped_early(checkpoint):
-        trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-        trainer._load_best_model()
-    else:
-        trainer.train(resume_from_checkpoint=checkpoint)
+    train_from(trainer, checkpoint)
 
     metrics = {}
     for split, samples in trainer.held_out.items():
@@ -537,18 +548,9 @@ def train_seed(seed, data, network, training, splits, new_model, processor):
         save_for_hub(model, processor, folder)
         write_json(folder / "history.json", history)
         # last, because it says that all the rest is there
-        write_json(finished, metrics)
+        write_json(folder / FINISHED, metrics)
     trainer.accelerator.wait_for_everyone()
     return metrics, history
-
-
-def stopped_early(checkpoint):
-    """Whether early stopping had ended the training when this checkpoint was written; Trainer would train on."""
-    state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
-    stopping = state["stateful_callbacks"].get("EarlyStoppingCallback")
-    if stopping is None:
-        return False
-    return stopping["attributes"]["early_stopping_patience_counter"] >= stopping["args"]["early_stopping_patience"]
 
 
 def finite_or_none(value):
@@ -557,7 +559,7 @@ def finite_or_none(value):
 
 
 def read_finished(folder):
-    return tuple(json.loads((folder / name).read_text(encoding="utf-8")) for name in ("metrics.json", "history.json"))
+    return tuple(json.loads((folder / name).read_text(encoding="utf-8")) for name in (FINISHED, "history.json"))
 
 
 def write_predictions(path, dataset, answers, data):

@@ -155,7 +155,10 @@ def test_killed_and_resumed_equals_uninterrupted(place, uninterrupted):
     assert not (place / "killed" / "seed_2" / "metrics.json").exists()
     first = (place / "killed" / "seed_1" / "model.safetensors").stat().st_mtime_ns
 
-    main(arguments(place, "killed", "--resume_from_checkpoint"))
+    # from elsewhere, by other readers: neither may matter
+    (place / "killed").rename(place / "moved")
+    main(arguments(place, "moved", "--resume_from_checkpoint", "--dataloader_num_workers", "1"))
+    (place / "moved").rename(place / "killed")
     assert (place / "killed" / "seed_1" / "model.safetensors").stat().st_mtime_ns == first
     for folder in ("seed_1", "seed_2", "seed_2/checkpoint-14"):
         assert_equal_weights(place / "killed" / folder, uninterrupted / folder)
@@ -168,6 +171,21 @@ def test_killed_and_resumed_equals_uninterrupted(place, uninterrupted):
 def test_an_earlier_run_is_not_mixed_with_a_new_one(place, uninterrupted):
     with pytest.raises(ValueError, match="holds an earlier run"):
         main(arguments(place, "uninterrupted"))
+
+
+def test_a_run_does_not_go_on_with_other_arguments_or_data(place, uninterrupted):
+    before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.is_file()}
+    changes = ("--learning_rate", "1e-3", "--noise", "0.2", "--dropout", "0.3", "--num_samples", "99")
+    with pytest.raises(ValueError) as error:
+        main(arguments(place, "uninterrupted", "--resume_from_checkpoint", *changes))
+    for change in (
+        "learning_rate is 0.001, expected 0.003",
+        "noise is 0.2, expected 0.1",
+        "dropout is 0.3, expected 0.1",
+        "train data is '67 samples, ",
+    ):
+        assert change in str(error.value)
+    assert before == {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.is_file()}
 
 
 # labels of unlike token counts: "-0.25" and "0.50"; classes "9", "10" and "11"
@@ -309,6 +327,7 @@ def test_recipes_have_the_papers_values():
         (("--dataset", "mse_adapter", "--data_path", "train.pkl"), "{split}"),
         (("--withhold", "smell"), "text, audio and vision, not smell"),
         (("--swap_vision", "0.5"), "swap_vision is 0.5"),
+        (("--seed", "7"), "seed is 7; expected seeds"),
         (("--head_label_smoothing", "0.1"), "a classifying head that is alone"),
         (("--memory_steps", "2"), "memory_steps is 2"),
         (("--answer_method", "head"), "answer_method is 'head'"),
