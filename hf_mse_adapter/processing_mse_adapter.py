@@ -252,6 +252,10 @@ class MseProcessor(ProcessorMixin):
         labels = [sample["label"] for sample in samples] if all(has_labels) else None
         return self([sample.get("text") for sample in samples], **columns, labels=labels)
 
+    def num_tokens(self, text, context=None, speaker=None):
+        """How many tokens `__call__` makes of an unlabelled sample, places of pseudo tokens included (`int`)."""
+        return len(self._row(text, context, speaker, None, 0))
+
     def _row(self, text, context, speaker, label, index):
         """One sample's token ids and, for each, whether it is a pseudo token's place, of the text, of the label."""
         if not isinstance(text, str):

@@ -180,7 +180,9 @@ class MsaTrainingArguments(TrainingArguments):
     head_label_smoothing: float = field(
         default=0.0, metadata={"help": "For a classifying head that is alone, in training."}
     )
-    group_by_length: bool = field(default=True, metadata={"help": "Batches of clips of like length."})
+    group_by_length: bool = field(
+        default=True, metadata={"help": "Batches of clips of like cost, see MsaSamples.costs."}
+    )
     learning_rate: float = 5e-5
     lr_scheduler_type: str = "cosine"
     warmup_steps: float = 0.1
@@ -470,9 +472,9 @@ def build_trainer(model, processor, splits, data, network, training):
         **{name: getattr(data, name) for name in AUGMENTATIONS},
     )
     seen = {"num_context_utterances": data.num_context_utterances, "withhold": data.withhold}
-    lengths = None
-    if training.group_by_length:
-        lengths = np.asarray(splits["train"]["audio_steps"][:]) + np.asarray(splits["train"]["vision_steps"][:])
+    train = MsaSamples(
+        splits["train"], **seen, augmentation=augmentation, swap_vision=data.swap_vision, seed=training.seed
+    )
     callbacks = []
     if training.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
@@ -480,15 +482,13 @@ def build_trainer(model, processor, splits, data, network, training):
         model=model,
         args=training,
         data_collator=processor.collate,
-        train_dataset=MsaSamples(
-            splits["train"], **seen, augmentation=augmentation, swap_vision=data.swap_vision, seed=training.seed
-        ),
+        train_dataset=train,
         held_out={split: MsaSamples(splits[split], **seen) for split in splits if split != "train"},
         processing_class=processor,
         compute_metrics=metrics_of(data),
         callbacks=callbacks,
         answer_method=network.answer_method,
-        lengths=lengths,
+        lengths=train.costs(processor, model) if training.group_by_length else None,
     )
 
 
