@@ -53,7 +53,7 @@ from training.data.msa_batches import MsaSamples
 from training.data.msa_functionals import with_window_functionals
 from training.data.msa_parquet import load_msa_parquet
 from training.data.msa_pickles import load_mmsa_pickle, load_mse_adapter_pickle
-from training.data.msa_samples import SPLIT_NAMES, count_replaced
+from training.data.msa_samples import MODALITIES, SPLIT_NAMES, count_replaced
 from training.data.ravdess import load_ravdess_features
 from training.data.simulated_msa import load_simulated_msa
 from training.data.tiny_language_model import build_tiny_language_model
@@ -65,6 +65,7 @@ logger = logging.getLogger(__name__)
 
 METRICS = Path(__file__).resolve().parent / "metrics"
 TINY = "tiny"
+DTYPES = ("float32", "bfloat16", "float16", "auto")
 AUGMENTATIONS = tuple(field.name for field in fields(FeatureAugmentation) if field.name != "statistics")
 
 
@@ -121,6 +122,13 @@ class DataArguments:
             raise ValueError(f"data_path is missing; expected where the {self.dataset} data lies")
         if self.task not in ("regression", "classification"):
             raise ValueError(f"task is {self.task!r}; expected regression or classification")
+        tasks = {"mmsa": "regression", "ravdess_features": "classification"}
+        if self.task != tasks.get(self.dataset, self.task):
+            raise ValueError(
+                f"task is {self.task!r}; expected {tasks[self.dataset]}, as {self.dataset} has such labels"
+            )
+        if self.labels is not None and self.task == "regression":
+            raise ValueError(f"labels is {self.labels}; expected none in a regression (or task classification)")
         if self.swap_vision and self.task != "classification":
             raise ValueError(f"swap_vision is {self.swap_vision}; expected 0 where labels are numbers")
         if self.metric not in ("mosi", "sims"):
@@ -136,7 +144,7 @@ class ModelArguments:
     """What is not given keeps the default of MseConfig."""
 
     backbone: str = field(
-        default="tiny", metadata={"help": "Id or folder of a causal LLM, or `tiny`: a random one built on the spot."}
+        default=TINY, metadata={"help": "Id or folder of a causal LLM, or `tiny`: a random one built on the spot."}
     )
     backbone_revision: str | None = None
     trust_remote_code: bool = False
@@ -164,6 +172,13 @@ class ModelArguments:
             raise ValueError(f"memory_steps is {self.memory_steps}; expected at least 3")
         if self.quantization not in (None, "4bit", "8bit"):
             raise ValueError(f"quantization is {self.quantization!r}; expected 4bit or 8bit")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
+        if self.backbone == TINY and (self.quantization or self.dtype != "float32"):
+            raise ValueError(
+                f"dtype is {self.dtype!r} and quantization {self.quantization!r}; expected float32 and none for the "
+                f"backbone {TINY!r}"
+            )
 
 
 @dataclass
@@ -175,7 +190,7 @@ class MsaTrainingArguments(TrainingArguments):
         default_factory=lambda: [1111, 2222, 3333, 4444, 5555], metadata={"help": "One training each."}
     )
     early_stopping_patience: int | None = field(
-        default=8, metadata={"help": "Epochs without a better validation score before training ends."}
+        default=8, metadata={"help": "Evaluations without a better score before training ends; 0 or null: never."}
     )
     head_label_smoothing: float = field(
         default=0.0, metadata={"help": "For a classifying head that is alone, in training."}
@@ -206,6 +221,15 @@ class MsaTrainingArguments(TrainingArguments):
         # without it, the processes of a machine without accelerator would not find each other
         self.use_cpu = self.use_cpu or runs_on_cpu()
         super().__post_init__()
+        if self.fp16 and self.use_cpu:
+            raise ValueError("fp16 is True, but there is no GPU; expected bf16 or neither")
+        if self.early_stopping_patience is not None and self.early_stopping_patience < 0:
+            raise ValueError(f"early_stopping_patience is {self.early_stopping_patience}; expected 0 or more")
+        if self.early_stopping_patience and self.eval_strategy == "no":
+            raise ValueError(
+                f"early_stopping_patience is {self.early_stopping_patience}, but eval_strategy is no; expected 0, or "
+                "evaluations"
+            )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds is {self.seeds}; expected one or more different numbers")
         if self.seed != type(self).__dataclass_fields__["seed"].default:
@@ -223,7 +247,7 @@ def main(arguments=None):
     with training.main_process_first(desc="reading the data"):
         splits = load_splits(data)
     if training.process_index == 0:
-        report_replaced(splits)
+        report_splits(splits)
     backbone, tokenizer = load_backbone(network, splits["train"]["text"][:])
     processor, config = build_processor(data, network, splits["train"], tokenizer)
 
@@ -278,11 +302,39 @@ def load_splits(data):
     if data.task == "classification":
         splits = with_named_classes(splits, data.labels)
         data.labels = data.labels or sorted({str(label) for label in splits["train"]["label"]})
-        for split, dataset in splits.items():
+    require_known_labels(splits, data)
+    require_equal_widths(splits)
+    return splits
+
+
+def require_known_labels(splits, data):
+    """Raise ValueError for a class without name, or a number outside the range."""
+    for split, dataset in splits.items():
+        if data.task == "classification":
             unknown = {str(label) for label in dataset["label"]} - set(data.labels)
             if unknown:
                 raise ValueError(f"the {split} split has the labels {sorted(unknown)}; expected {data.labels}")
-    return splits
+            continue
+        labels, (low, high) = np.asarray(dataset["label"][:]), data.label_range
+        # float32 labels may stand a rounding error outside
+        outside = np.flatnonzero((labels < low - 1e-6) | (labels > high + 1e-6))
+        if len(outside):
+            raise ValueError(
+                f"label_range is {data.label_range}, but {len(outside)} labels of the {split} split are outside, as "
+                f"{labels[outside[0]]:g} of sample {dataset[int(outside[0])]['id']}; expected all within"
+            )
+
+
+def require_equal_widths(splits):
+    """Raise ValueError where a modality has more features in one split than in another."""
+    for modality in MODALITIES:
+        widths = {
+            split: dataset.features[modality].shape[1]
+            for split, dataset in splits.items()
+            if np.any(dataset[f"{modality}_steps"][:])
+        }
+        if len(set(widths.values())) > 1:
+            raise ValueError(f"{modality} has {widths} features by split; expected equally many")
 
 
 def with_named_classes(splits, labels):
@@ -322,8 +374,21 @@ LOADERS = {
 }
 
 
-def report_replaced(splits):
+def report_splits(splits):
+    """Print what was found: samples and the shapes of their features, what is missing, what had to be replaced."""
     for split, dataset in splits.items():
+        found = [f"{len(dataset)} samples"]
+        for modality in MODALITIES:
+            steps = np.asarray(dataset[f"{modality}_steps"][:])
+            present = steps[steps > 0]
+            dim = dataset.features[modality].shape[1]
+            if not len(present):
+                found.append(f"no {modality}")
+                continue
+            lengths = f"{present.min()} to {present.max()}" if np.ptp(present) else present[0]
+            missing = f" (missing in {len(dataset) - len(present)})" if len(present) < len(dataset) else ""
+            found.append(f"{modality} [{lengths}, {dim}]{missing}")
+        print(f"{split}: {', '.join(found)}")
         for modality, count in count_replaced(dataset).items():
             if count["values"]:
                 print(
@@ -341,12 +406,17 @@ def load_backbone(network, texts):
     quantization = network.quantization and BitsAndBytesConfig(
         load_in_4bit=network.quantization == "4bit",
         load_in_8bit=network.quantization == "8bit",
-        bnb_4bit_compute_dtype=network.dtype,
+        bnb_4bit_compute_dtype=None if network.dtype == "auto" else network.dtype,
     )
-    backbone = AutoModelForCausalLM.from_pretrained(
-        network.backbone, dtype=network.dtype, quantization_config=quantization, **where
-    )
-    tokenizer = AutoTokenizer.from_pretrained(network.backbone, **where)
+    try:
+        backbone = AutoModelForCausalLM.from_pretrained(
+            network.backbone, dtype=network.dtype, quantization_config=quantization, **where
+        )
+        tokenizer = AutoTokenizer.from_pretrained(network.backbone, **where)
+    except OSError as error:
+        raise OSError(
+            f"backbone is {network.backbone!r}; expected {TINY}, or a folder or Hub id of a causal LLM: {error}"
+        ) from None
     return backbone, with_end_token(tokenizer, backbone)
 
 
@@ -476,7 +546,7 @@ def build_trainer(model, processor, splits, data, network, training):
         splits["train"], **seen, augmentation=augmentation, swap_vision=data.swap_vision, seed=training.seed
     )
     callbacks = []
-    if training.early_stopping_patience is not None:
+    if training.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
     return MseTrainer(
         model=model,
@@ -594,6 +664,7 @@ def write_results(runs, output_dir, data):
             rows.append(["deviation", *values.std(axis=0, ddof=1).tolist()])
         tables.append(f"{split}\n\n{markdown_table(['seed', *names], rows)}")
     report = "\n\n".join(tables)
+    models = [f"seed_{seed}" for seed in runs]
     print(report)
     with atomic_path(output_dir / "results.md") as temporary:
         temporary.write_text(report + "\n", encoding="utf-8")
@@ -603,6 +674,7 @@ def write_results(runs, output_dir, data):
         output_dir / "training_curves.png",
         metric="mae_of_all" if data.task == "regression" else "weighted_f1",
     )
+    print(f"\nin {output_dir}: results.md, results.json, training_curves.png; a model by seed: {', '.join(models)}")
 
 
 if __name__ == "__main__":

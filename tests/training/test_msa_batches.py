@@ -108,6 +108,9 @@ def test_missing_files_and_columns_are_named(tmp_path):
     write_parquet(tmp_path, [{"id": "a", "text": "b"}])
     with pytest.raises(ValueError, match="label is missing"):
         load_msa_parquet(tmp_path, "regression")
+    write_parquet(tmp_path, [{"id": "a", "text": "b", "label": 1.0, "vison": [1.0]}])
+    with pytest.raises(ValueError, match="has the column 'vison'; expected 'vision'"):
+        load_msa_parquet(tmp_path, "regression")
 
 
 @pytest.mark.parametrize(

@@ -328,6 +328,18 @@ def test_recipes_have_the_papers_values():
         (("--withhold", "smell"), "text, audio and vision, not smell"),
         (("--swap_vision", "0.5"), "swap_vision is 0.5"),
         (("--seed", "7"), "seed is 7; expected seeds"),
+        (("--learning_rat", "1"), "--learning_rat 1; no such arguments"),
+        (("--quantization", "4bit"), "expected float32 and none for the backbone 'tiny'"),
+        (("--dtype", "float8"), "dtype is 'float8'"),
+        (("--dataset", "mmsa", "--data_path", "x", "--task", "classification"), "expected regression, as mmsa has"),
+        (("--labels", "a", "b"), "expected none in a regression"),
+        (("--label_range", "-1", "1"), r"label_range is \[-1.0, 1.0\], but \d+ labels of the train split are outside"),
+        (("--early_stopping_patience", "-1"), "early_stopping_patience is -1"),
+        pytest.param(
+            ("--fp16", "true"),
+            "there is no GPU",
+            marks=pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator"),
+        ),
         (("--head_label_smoothing", "0.1"), "a classifying head that is alone"),
         (("--memory_steps", "2"), "memory_steps is 2"),
         (("--answer_method", "head"), "answer_method is 'head'"),
@@ -343,6 +355,38 @@ def test_recipes_have_the_papers_values():
 def test_a_wrong_argument_is_named(tmp_path, flags, message):
     with pytest.raises(ValueError, match=message):
         main([*flags, "--output_dir", str(tmp_path / "run"), *QUICK])
+
+
+def test_what_cannot_be_opened_is_named(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("seeds: [1")
+    with pytest.raises(ValueError, match=r"recipe\.yaml is no yaml"):
+        main([str(tmp_path / "recipe.yaml")])
+    with pytest.raises(OSError, match="backbone is '/no/where'; expected tiny, or a folder or Hub id"):
+        main(["--num_samples", "48", *QUICK, "--backbone", "/no/where"])
+
+
+def test_splits_of_unlike_width_are_refused_and_what_was_found_is_told(tmp_path, capsys):
+    def write(split, dim, labels):
+        entries = [
+            {
+                "features": {"text": "a", "audio": np.ones((2 + i, dim)), "video": None if i else [[1.0]]},
+                "label": label,
+            }
+            for i, label in enumerate(labels)
+        ]
+        (tmp_path / f"{split}.pkl").write_bytes(pickle.dumps(entries))
+
+    flags = ("--dataset", "mse_adapter", "--data_path", str(tmp_path / "{split}.pkl"), "--per_device_train_batch_size",
+             "2", "--output_dir", str(tmp_path / "run"), *QUICK)  # fmt: skip
+    write("train", 3, [0.5, 1.0])
+    write("valid", 2, [1.0])
+    with pytest.raises(ValueError, match=r"audio has \{'train': 3, 'valid': 2\} features"):
+        main([*flags])
+    write("valid", 3, [1.0])
+    main([*flags])
+    printed = capsys.readouterr().out
+    assert "train: 2 samples, audio [2 to 3, 3], vision [1, 1] (missing in 1)\n" in printed
+    assert "valid: 1 samples, audio [2, 3], vision [1, 1]\n" in printed
 
 
 @pytest.mark.parametrize("dataset, labels", [("cherma", [6, 0]), ("meld", ["disgust", "neutral"])])
