@@ -87,6 +87,9 @@ def save_for_hub(model, processor, folder, *, include_backbone=None, card=None, 
         additions = {"auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
         if include_backbone:
             model.language_model.save_pretrained(staging / BACKBONE_FOLDER)
+            # code that the LLM brings is looked for beside our own, wherever in a repository its weights are
+            for file in (staging / BACKBONE_FOLDER).glob("*.py"):
+                shutil.copyfile(file, staging / file.name)
             additions |= {"backbone_name_or_path": f"./{BACKBONE_FOLDER}", "backbone_revision": None}
         _add_to_json(staging / "config.json", additions)
         for file in ("handler.py", "requirements.txt"):

@@ -9,17 +9,17 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import register_peft_method
 from torch import nn
 
-from .configuration_mse_adapter import MseAdapterConfig, known_to_peft
-from .modeling_mse_adapter import (
+from .adapted_language_model import (
     BATCH_FIELDS,
-    PEFT_CONTAINER,
-    MseAdapter,
     forward_with_adapter,
     generate_with_adapter,
     predict_with_adapter,
     prepare_inputs,
+    require_embeddings_are_enough,
     train_only_adapter,
 )
+from .configuration_mse_adapter import MseAdapterConfig, known_to_peft
+from .modeling_mse_adapter import PEFT_CONTAINER, MseAdapter
 
 
 class MseAdapterLayer(nn.Module, BaseTunerLayer):
@@ -72,6 +72,7 @@ class MseAdapterModel(BaseTuner):
         return peft_config
 
     def _prepare_model(self, peft_config, model):
+        require_embeddings_are_enough(model)
         embedding = model.get_input_embeddings()
         self._embedding_name = next(name for name, module in model.named_modules() if module is embedding)
 

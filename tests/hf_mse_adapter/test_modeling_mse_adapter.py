@@ -34,6 +34,7 @@ from hf_mse_adapter import (
     save_for_hub,
 )
 
+from .remote_language_model import write as write_remote_language_model
 from .tiny_backbones import ARCHITECTURES, build_backbone, build_batch, build_tokenizer
 
 FIELDS = {"audio_dim": 5, "vision_dim": 4, "dropout": 0.0}
@@ -523,35 +524,77 @@ def test_loading_without_an_llm_or_with_a_wrong_one(tmp_path):
         MseForConditionalGeneration(MseConfig(**FIELDS, hidden_size=64))(**build_batch())
 
 
-OLD_REMOTE_CODE = """
-from transformers import LlamaForCausalLM
-
-class OldForCausalLM(LlamaForCausalLM):
-    def forward(self, attention_mask=None, inputs_embeds=None, use_cache=None, output_hidden_states=None):
-        inputs = {"attention_mask": attention_mask, "inputs_embeds": inputs_embeds}
-        return super().forward(**inputs, use_cache=use_cache, output_hidden_states=output_hidden_states)
-
-    def get_output_embeddings(self):
-        return None
-"""
+def remote_llm(folder, flaw=None):
+    folder = write_remote_language_model(folder, flaw)
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 
 
-def test_an_llm_of_remote_code_that_offers_little(tmp_path):
-    """No position_ids, no logits_to_keep, no output embeddings: the embeddings alone are enough."""
-    llm = build_backbone()
-    llm.config.auto_map = {"AutoModelForCausalLM": "modeling_old.OldForCausalLM"}
-    llm.save_pretrained(tmp_path / "llm")
-    (tmp_path / "llm" / "modeling_old.py").write_text(OLD_REMOTE_CODE)
-    model = build_model(head="beside", backbone=llm)
+def test_an_llm_of_remote_code(tmp_path):
+    """Its embeddings alone are enough: to train, to answer in every way, to be left alone, to be loaded again."""
+    llm, batch = remote_llm(tmp_path / "llm"), build_batch(padding_side="right")
+    prompts = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    bare = llm(**prompts).logits
+    model = build_model(backbone=llm, head="beside")
+    before = copy.deepcopy(model.adapter.state_dict())
+    model.train()
+    model(**batch).loss.backward()
+    torch.optim.SGD(model.adapter.parameters(), lr=0.1).step()
+    model.eval()
+    assert not torch.equal(before["head.1.weight"], model.adapter.state_dict()["head.1.weight"])
+    assert all(parameter.grad is None for parameter in llm.parameters())
+    assert torch.equal(llm(**prompts).logits, bare)
+
+    answers = MseProcessor(build_tokenizer(), 5, 4).answers
+    for method in ("head", "expected", "likeliest", "constrained"):
+        together = [prediction.value for prediction in model.predict(batch, answers, method)]
+        alone = [model.predict(rows_of(batch, row), answers, method)[0].value for row in range(3)]
+        assert together == pytest.approx(alone, abs=1e-5)
+    assert model.generate(**batch, max_new_tokens=4).shape == (3, 4)
+
+    tuned = get_peft_model(llm, MseAdapterConfig(**FIELDS))
+    with tuned.disable_adapter():
+        assert torch.equal(tuned(**prompts).logits, bare)
+    assert not torch.equal(tuned(**batch).loss, model(**batch).loss)
+    tuned.unload()
+
+    for include_backbone in (False, True):
+        folder = tmp_path / f"published_{include_backbone}"
+        save_for_hub(model, MseProcessor(build_tokenizer(), 5, 4), folder, include_backbone=include_backbone)
+        loaded = MseForConditionalGeneration.from_pretrained(folder, trust_remote_code=True)
+        assert type(loaded.language_model).__name__ == "LittleForCausalLM"
+        assert torch.equal(loaded(**batch).loss, model(**batch).loss)
+
+
+@pytest.mark.parametrize("flaw, message", [
+    ("code", "get_head_mask"),
+    ("layout", "RuntimeError"),
+    ("scale", "mean something else"),
+])  # fmt: skip
+def test_remote_code_that_does_not_run_is_named(tmp_path, flaw, message):
+    llm = remote_llm(tmp_path / "llm", flaw)
+    for attach in (MseForConditionalGeneration.from_backbone, get_peft_model):
+        with pytest.raises(ValueError, match=f"LittleForCausalLM.*{message}"):
+            attach(llm, MseAdapterConfig(**FIELDS))
+
+
+def test_remote_code_that_cannot_generate_still_scores(tmp_path):
+    model = build_model(backbone=remote_llm(tmp_path / "llm", "cache"))
+    batch, answers = build_batch(), MseProcessor(build_tokenizer(), 5, 4).answers
+    assert len(model.predict(batch, answers, "expected")) == 3
+    with pytest.raises(ValueError, match=r"LittleForCausalLM brings code .*transformers 5.*not subscriptable"):
+        model.predict(batch, answers, "greedy")
+    with pytest.raises(ValueError, match="head is 'alone', but LittleForCausalLM shows no hidden states"):
+        build_model(backbone=model.language_model, head="alone")(**batch)
+
+
+def test_remote_code_that_cannot_be_loaded_is_named(tmp_path):
+    model = build_model(backbone=remote_llm(tmp_path / "llm"))
     model.config.backbone_name_or_path = str(tmp_path / "llm")
     model.save_pretrained(tmp_path / "model")
-    loaded = MseForConditionalGeneration.from_pretrained(tmp_path / "model", trust_remote_code=True)
-    assert type(loaded.language_model).__name__ == "OldForCausalLM"
-    batch = build_batch(padding_side="right")
-    ours, expected = loaded(**batch), model(**batch)
-    torch.testing.assert_close(ours.loss, expected.loss)
-    torch.testing.assert_close(ours.head_output, expected.head_output)
-    assert ours.logits.shape == expected.logits.shape
+    config = tmp_path / "llm" / "config.json"
+    config.write_text(config.read_text().replace('"flaw": null', '"flaw": "building"'))
+    with pytest.raises(ValueError, match=r"llm brings code .*max_length"):
+        MseForConditionalGeneration.from_pretrained(tmp_path / "model", trust_remote_code=True)
 
 
 def test_auto_model_passes_on_what_the_llm_needs(tmp_path):
@@ -624,7 +667,7 @@ print(model.predict(batch, processor.answers)[0].value)
 def test_an_llm_that_takes_no_embeddings_is_refused():
     backbone = build_backbone()
     backbone.forward = lambda input_ids, attention_mask=None: None
-    with pytest.raises(ValueError, match="expected an LLM that runs by inputs_embeds"):
+    with pytest.raises(ValueError, match="expected one that runs by inputs_embeds"):
         MseForConditionalGeneration.from_backbone(backbone, MseAdapterConfig(audio_dim=5, vision_dim=4))
 
 

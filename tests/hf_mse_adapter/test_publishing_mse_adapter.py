@@ -30,6 +30,7 @@ def test_what_a_published_folder_holds(tmp_path):
         "configuration_mse_adapter.py",
         "handler.py",
         "model.safetensors",
+        "adapted_language_model.py",
         "modeling_mse_adapter.py",
         "pipeline_multimodal_sentiment.py",
         "processing_mse_adapter.py",
