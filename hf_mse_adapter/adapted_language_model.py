@@ -314,6 +314,12 @@ def embedding_width(llm):
     return llm.get_input_embeddings().weight.shape[-1]
 
 
+def device_of(embedding):
+    """Where an embedding computes, also if accelerate keeps its weights elsewhere until then."""
+    hook = getattr(embedding, "_hf_hook", None)
+    return getattr(hook, "execution_device", None) if embedding.weight.is_meta and hook else embedding.weight.device
+
+
 def is_remote_code(llm):
     """Whether an LLM's class came from its own repository, by `trust_remote_code`."""
     return type(llm).__module__.startswith("transformers_modules.")
@@ -331,7 +337,7 @@ def remote_code_error(name, error):
 @torch.no_grad()
 def require_embeddings_are_enough(llm):
     """
-    Refuse an LLM that does not run by `inputs_embeds`.
+    Refuse an LLM that is no causal LM, or does not run by `inputs_embeds`.
 
     transformers' own classes do. Remote code has to show it in a trial of a few tokens, for it may ignore them, or
     take them in another layout.
@@ -342,6 +348,9 @@ def require_embeddings_are_enough(llm):
     name, parameters = type(llm).__name__, signature(llm.forward).parameters
     if "inputs_embeds" not in parameters:
         raise ValueError(f"the LLM is a {name}; expected one that runs by inputs_embeds")
+    # remote code may lack `generate` and still score answers
+    if llm.config.is_encoder_decoder or not (llm.can_generate() or is_remote_code(llm)):
+        raise ValueError(f"the LLM is a {name}; expected a causal one, as AutoModelForCausalLM loads it")
     embedding = llm.get_input_embeddings()
     if not is_remote_code(llm) or embedding.weight.is_meta:
         return

@@ -9,6 +9,7 @@ import json
 from pathlib import Path, PurePosixPath
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
@@ -16,6 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file
 
 from .adapted_language_model import (
+    device_of,
     embedding_width,
     forward_with_adapter,
     generate_with_adapter,
@@ -284,9 +286,12 @@ class MseForConditionalGeneration(PreTrainedModel):
                 local_files_only, force_download) count for the LLM too.
 
         Raises:
-            ValueError: if neither the config names an LLM nor a backbone is given, or the LLM's width does not fit.
+            ValueError: if the folder holds something else, or weights are missing in it, damaged or of other sizes; if
+                neither the config names an LLM nor a backbone is given; if the LLM does not fit or does not run.
             OSError: for a folder or id that is not there.
         """
+        # transformers takes the old name too, and a large LLM must not come in float32 by oversight
+        dtype = kwargs.pop("torch_dtype", None) if dtype is None else dtype
         hub_options = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
         own_place = {name: kwargs[name] for name in ("revision", "subfolder") if kwargs.get(name)}
         folder = pretrained_model_name_or_path
@@ -295,40 +300,53 @@ class MseForConditionalGeneration(PreTrainedModel):
             attn_implementation = attn_implementation or config._attn_implementation
             config = copy.deepcopy(config)
             config._attn_implementation = None
-        loading_info = None
-        if config is None and _is_peft_folder(folder, hub_options | own_place):
-            model = cls._from_peft_folder(folder, hub_options | own_place)
-        else:
-            loaded = super().from_pretrained(folder, *model_args, config=config, dtype=torch.float32, **kwargs)
-            model, loading_info = loaded if isinstance(loaded, tuple) else (loaded, None)
+        wants_loading_info = kwargs.pop("output_loading_info", False)
+        try:
+            if config is None and _is_peft_folder(folder, hub_options | own_place):
+                model, loading_info = cls._from_peft_folder(folder, hub_options | own_place), {}
+            else:
+                _require_own_type(folder, config, hub_options | own_place)
+                model, loading_info = super().from_pretrained(
+                    folder, *model_args, config=config, dtype=torch.float32, output_loading_info=True, **kwargs
+                )
+        except (RuntimeError, SafetensorError) as error:
+            raise ValueError(f"the weights in {folder} are damaged, or not those of its config: {error}") from error
+        # a new head may be put on, to be trained
+        missing = sorted(name for name in loading_info.get("missing_keys", ()) if not name.startswith("adapter.head."))
+        if missing:
+            raise ValueError(f"the weights in {folder} lack {', '.join(missing)}")
         if backbone is None:
-            named = model.config.backbone_name_or_path
-            if named is None:
-                raise ValueError(f"backbone_name_or_path in the config of {folder} is None; give backbone=")
-            options = hub_options | {
+            options = {
                 "dtype": dtype,
                 "device_map": device_map,
                 "quantization_config": quantization_config,
                 "attn_implementation": attn_implementation,
                 "trust_remote_code": trust_remote_code,
-                "revision": model.config.backbone_revision,
             }
-            if named.startswith("./"):
-                # the LLM lies in this model's own folder or repository
-                options |= {"revision": None} | own_place
-                options["subfolder"] = str(PurePosixPath(own_place.get("subfolder", ""), named))
-                named = folder
-            options |= backbone_options or {}
-            options = {name: value for name, value in options.items() if value is not None}
-            try:
-                backbone = AutoModelForCausalLM.from_pretrained(named, **options)
-            except (AttributeError, ImportError, TypeError) as error:
-                if trust_remote_code:
-                    raise remote_code_error(named, error) from error
-                raise
+            backbone = model._fetched_language_model(
+                folder, hub_options, own_place, options | (backbone_options or {})
+            )
         model.set_language_model(backbone)
         model.eval()
-        return model if loading_info is None else (model, loading_info)
+        return (model, loading_info) if wants_loading_info else model
+
+    def _fetched_language_model(self, folder, hub_options, own_place, options):
+        """The LLM that the config names; `own_place` is where in the folder or repository this model itself lies."""
+        named = self.config.backbone_name_or_path
+        if named is None:
+            raise ValueError(f"backbone_name_or_path in the config of {folder} is None; give backbone=")
+        where = {"revision": self.config.backbone_revision}
+        if named.startswith("./"):
+            # inside this model's own folder or repository
+            where = own_place | {"subfolder": str(PurePosixPath(own_place.get("subfolder", ""), named))}
+            named = folder
+        options = {name: value for name, value in (hub_options | where | options).items() if value is not None}
+        try:
+            return AutoModelForCausalLM.from_pretrained(named, **options)
+        except (AttributeError, ImportError, TypeError) as error:
+            if options.get("trust_remote_code"):
+                raise remote_code_error(named, error) from error
+            raise
 
     @classmethod
     def _from_peft_folder(cls, folder, hub_options):
@@ -373,7 +391,7 @@ class MseForConditionalGeneration(PreTrainedModel):
                 f"backbone has embeddings of width {width}; expected {self.config.hidden_size}, as hidden_size says"
             )
         self.language_model = backbone.requires_grad_(False)
-        self.adapter.to(backbone.get_input_embeddings().weight.device)
+        self.adapter.to(device_of(backbone.get_input_embeddings()))
         if getattr(backbone, "hf_device_map", None) is not None:
             # so that Trainer leaves the LLM where it is
             self.hf_device_map = {f"language_model.{name}": place for name, place in backbone.hf_device_map.items()}
@@ -472,6 +490,12 @@ def _is_peft_folder(folder, hub_options):
     if cached_file(folder, "config.json", **quietly) is not None:
         return False
     return cached_file(folder, "adapter_config.json", **quietly) is not None
+
+
+def _require_own_type(folder, config, hub_options):
+    fields = MseConfig.get_config_dict(folder, **hub_options)[0] if config is None else config.to_dict()
+    if fields.get("model_type") != MseConfig.model_type:
+        raise ValueError(f"{folder} holds a model of type {fields.get('model_type')!r}; expected an MSE-Adapter")
 
 
 def _leave_out_language_model(module, state_dict, prefix, local_metadata):

@@ -11,6 +11,7 @@ from torch import nn
 
 from .adapted_language_model import (
     BATCH_FIELDS,
+    device_of,
     forward_with_adapter,
     generate_with_adapter,
     predict_with_adapter,
@@ -46,7 +47,7 @@ class MseAdapterLayer(nn.Module, BaseTunerLayer):
         adapter = MseAdapter(config, hidden_size=weight.shape[-1])
         # float32 whatever the LLM's dtype; on meta, the weights still have to be loaded
         if not any(parameter.is_meta for parameter in adapter.parameters()):
-            adapter.to(weight.device)
+            adapter.to(device_of(self.base_layer))
         self.mse_adapter_modules[adapter_name] = adapter
 
     def forward(self, *args, **kwargs):
@@ -163,6 +164,10 @@ class MseAdapterModel(BaseTuner):
     def merge_and_unload(self, *args, **kwargs):
         """Raises ValueError, see `merge_adapter`."""
         self.merge_adapter()
+
+    def add_weighted_adapter(self, *args, **kwargs):
+        """Raises ValueError: no weighted sum of weights acts as the weighted sum of the adapters."""
+        raise ValueError("MSE-Adapters cannot be added up: they are not linear in their weights. Use one at a time")
 
 
 def _for_bare_llm(kwargs):

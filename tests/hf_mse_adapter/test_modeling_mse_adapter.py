@@ -8,7 +8,7 @@ import sysconfig
 import pytest
 import torch
 from peft import get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 from transformers import (
@@ -18,6 +18,8 @@ from transformers import (
     GlmConfig,
     LlamaConfig,
     Qwen2Config,
+    T5Config,
+    T5ForConditionalGeneration,
     Trainer,
     TrainingArguments,
 )
@@ -602,6 +604,9 @@ def test_auto_model_passes_on_what_the_llm_needs(tmp_path):
     model = build_model()
     model.config.backbone_name_or_path = "./llm"
     model.save_pretrained(tmp_path / "model")
+    for name in ("dtype", "torch_dtype"):
+        loaded = MseForConditionalGeneration.from_pretrained(tmp_path / "model", **{name: torch.bfloat16})
+        assert loaded.language_model.dtype == torch.bfloat16 and loaded.adapter.dtype == torch.float32
     loaded = AutoModel.from_pretrained(tmp_path / "model", dtype="bfloat16", attn_implementation="eager")
     assert loaded.language_model.dtype == torch.bfloat16 and loaded.adapter.dtype == torch.float32
     assert loaded.language_model.config._attn_implementation == "eager"
@@ -669,6 +674,67 @@ def test_an_llm_that_takes_no_embeddings_is_refused():
     backbone.forward = lambda input_ids, attention_mask=None: None
     with pytest.raises(ValueError, match="expected one that runs by inputs_embeds"):
         MseForConditionalGeneration.from_backbone(backbone, MseAdapterConfig(audio_dim=5, vision_dim=4))
+
+
+def test_an_llm_that_is_no_causal_one_is_refused():
+    config = build_backbone().config
+    headless = AutoModel.from_config(config)
+    two_sided = T5ForConditionalGeneration(T5Config(d_model=64, d_kv=16, d_ff=96, num_layers=1, vocab_size=400))
+    for llm in (headless, two_sided):
+        for attach in (MseForConditionalGeneration.from_backbone, get_peft_model):
+            with pytest.raises(ValueError, match=f"{type(llm).__name__}; expected a causal one"):
+                attach(llm, MseAdapterConfig(**FIELDS))
+
+
+def rewrite_weights(folder, change):
+    file = next(folder.glob("*model.safetensors"))
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("layout", ["save_pretrained", "save_as_peft"])
+def test_weights_that_are_missing_or_damaged_are_named(tmp_path, layout):
+    def load():
+        return MseForConditionalGeneration.from_pretrained(tmp_path, backbone=model.language_model)
+
+    model = build_model()
+    getattr(model, layout)(tmp_path)
+    load()
+    name = next(name for name in load_file(next(tmp_path.glob("*.safetensors"))) if name.endswith("join.bias"))
+    rewrite_weights(tmp_path, lambda weights: weights.update({name: torch.zeros(7)}))
+    with pytest.raises(ValueError, match="not those of its config"):
+        load()
+    rewrite_weights(tmp_path, lambda weights: weights.pop(name))
+    with pytest.raises(ValueError, match=r"join\.bias|lack"):
+        load()
+    next(tmp_path.glob("*.safetensors")).write_bytes(b"\0" * 100)
+    with pytest.raises(ValueError, match="damaged"):
+        load()
+
+
+def test_a_folder_of_another_model_is_refused_and_a_new_head_is_not(tmp_path):
+    llm = build_backbone()
+    llm.save_pretrained(tmp_path / "llm")
+    with pytest.raises(ValueError, match="type 'llama'; expected an MSE-Adapter"):
+        MseForConditionalGeneration.from_pretrained(tmp_path / "llm")
+    build_model().save_pretrained(tmp_path / "model")
+    loaded = MseForConditionalGeneration.from_pretrained(tmp_path / "model", backbone=llm, head="alone")
+    assert loaded(**build_batch()).head_output.shape == (3, 1)
+
+
+def test_an_llm_may_lie_on_disk(tmp_path):
+    build_backbone().save_pretrained(tmp_path / "llm")
+    model = build_model(backbone=AutoModelForCausalLM.from_pretrained(tmp_path / "llm"))
+    model.save_pretrained(tmp_path / "model")
+    for on_disk in ("model.layers", "model.embed_tokens"):
+        parts = ("model.embed_tokens", "model.layers", "model.norm", "model.rotary_emb", "lm_head")
+        loaded = MseForConditionalGeneration.from_pretrained(
+            tmp_path / "model",
+            device_map={part: "disk" if part == on_disk else "cpu" for part in parts},
+            backbone_options={"offload_folder": str(tmp_path / "offloaded")},
+        )
+        assert torch.equal(loaded(**build_batch()).loss, model(**build_batch()).loss)
 
 
 def test_the_llms_commit_is_recorded():

@@ -24,13 +24,13 @@ def test_what_a_published_folder_holds(tmp_path):
         assert save_for_hub(model, processor, folder, card={"summary": "Reads films."}) == folder
     assert {file.name for file in folder.iterdir()} == {
         "README.md",
+        "adapted_language_model.py",
         "answers.py",
         "checkpoint-7",
         "config.json",
         "configuration_mse_adapter.py",
         "handler.py",
         "model.safetensors",
-        "adapted_language_model.py",
         "modeling_mse_adapter.py",
         "pipeline_multimodal_sentiment.py",
         "processing_mse_adapter.py",
