@@ -10,9 +10,11 @@ from inspect import signature
 import torch
 import transformers
 from torch.nn import functional as F
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from .answers import Prediction, left_padded_prompts, require_finite
+
+logger = logging.get_logger(__name__)
 
 BATCH_FIELDS = (
     "input_ids",
@@ -121,12 +123,25 @@ def prepare_inputs(
                 f"pseudo_token_mask keeps {counts.tolist()} places in its rows; expected {adapter.num_pseudo_tokens}"
             )
         embeds = embeds.masked_scatter(is_place[..., None], pseudo_tokens)
+    _require_room(llm, mask)
     inputs = {
         "inputs_embeds": embeds,
         "attention_mask": mask,
         "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
     }
     return inputs if labels is None else inputs | {"labels": labels.to(device)}
+
+
+def _require_room(llm, mask):
+    """Refuse more tokens than the LLM has learnt positions for; where it computes them, warn."""
+    config = llm.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None or mask.shape[1] <= limit or (length := int(mask.sum(dim=1).max())) <= limit:
+        return
+    message = f"a prompt has {length} tokens; expected at most {limit}, the LLM's max_position_embeddings"
+    if getattr(config, "rope_parameters", None) is None:
+        raise ValueError(message)
+    logger.warning_once(message)
 
 
 def _modality(name, values, mask, dim, batch_size, device):

@@ -377,6 +377,17 @@ def test_bad_batches_are_refused_by_name():
             model(**batch | {name: value})
 
 
+def test_more_tokens_than_positions_are_refused():
+    tokens = torch.full((2, 600), 5)
+    mask = torch.ones_like(tokens)
+    with pytest.raises(ValueError, match="a prompt has 604 tokens; expected at most 512"):
+        build_model("OPT")(input_ids=tokens, attention_mask=mask)
+    # padding takes no position, and Llama computes its positions
+    mask[:, :300] = 0
+    assert build_model("OPT")(input_ids=tokens, attention_mask=mask).logits.isfinite().all()
+    assert build_model("Llama")(input_ids=tokens).logits.isfinite().all()
+
+
 # ---- training
 
 
