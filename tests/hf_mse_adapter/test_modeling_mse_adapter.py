@@ -487,7 +487,9 @@ def test_the_folder_holds_the_adapter_and_names_the_llm(tmp_path):
     batch = build_batch()
     model = build_model(backbone=AutoModelForCausalLM.from_pretrained(tmp_path / "llm"))
     model.save_pretrained(tmp_path / "model")
-    names = {file for file in os.listdir(tmp_path / "model") if not file.endswith(".py")}  # code, once that is asked for
+    names = {
+        file for file in os.listdir(tmp_path / "model") if not file.endswith(".py")
+    }  # code, once that is asked for
     assert names == {"config.json", "model.safetensors"}
     saved = load_file(tmp_path / "model" / "model.safetensors")
     assert sum(value.numel() for value in saved.values()) == sum(p.numel() for p in model.adapter.parameters())
