@@ -6,6 +6,7 @@ Audio and vision become a few pseudo tokens, whose place is before the text; how
 
 import copy
 import json
+import os
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -247,10 +248,11 @@ class MseForConditionalGeneration(PreTrainedModel):
         if isinstance(config, MseAdapterConfig):
             config = MseConfig.from_adapter_config(config)
         config = copy.deepcopy(config)
-        if config.backbone_name_or_path is None:
-            config.backbone_name_or_path = backbone.config.name_or_path or None
-        if config.backbone_revision is None and config.backbone_name_or_path == backbone.config.name_or_path:
-            config.backbone_revision = getattr(backbone.config, "_commit_hash", None)
+        name = backbone.config.name_or_path or None
+        if config.backbone_name_or_path in (None, name):
+            # a folder by its full path: elsewhere it would be another one, and "./" means the model's own
+            config.backbone_name_or_path = os.path.abspath(name) if name and os.path.isdir(name) else name
+            config.backbone_revision = config.backbone_revision or getattr(backbone.config, "_commit_hash", None)
         config.hidden_size = embedding_width(backbone)
         return cls(config, backbone)
 
@@ -360,6 +362,10 @@ class MseForConditionalGeneration(PreTrainedModel):
         config = MseConfig.from_adapter_config(
             MseAdapterConfig(**known), hidden_size=weights["projector.projection.weight"].shape[0]
         )
+        named = config.backbone_name_or_path
+        if named and os.path.isdir(named):
+            # to PEFT, "./" is the working directory
+            config.backbone_name_or_path = os.path.abspath(named)
         model = cls(config)
         model.adapter.load_state_dict(weights)
         return model

@@ -727,6 +727,22 @@ def test_weights_that_are_missing_or_damaged_are_named(tmp_path, layout):
         load()
 
 
+def test_an_llm_of_the_working_directory_is_found_from_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    build_backbone().save_pretrained("llm")
+    for name in ("llm", "./llm"):
+        llm = AutoModelForCausalLM.from_pretrained(name)
+        MseForConditionalGeneration.from_backbone(llm, MseAdapterConfig(**FIELDS)).save_pretrained(tmp_path / "model")
+        get_peft_model(llm, MseAdapterConfig(**FIELDS)).save_pretrained(tmp_path / "peft")
+        assert MseForConditionalGeneration.from_pretrained("peft").config.backbone_name_or_path == str(
+            tmp_path / "llm"
+        )
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        MseForConditionalGeneration.from_pretrained("../model")
+        monkeypatch.chdir(tmp_path)
+
+
 def test_a_folder_of_another_model_is_refused_and_a_new_head_is_not(tmp_path):
     llm = build_backbone()
     llm.save_pretrained(tmp_path / "llm")
