@@ -10,6 +10,7 @@ from inspect import signature
 import torch
 import transformers
 from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
 from transformers.utils import ModelOutput, logging
 
 from .answers import Prediction, left_padded_prompts, require_finite
@@ -333,6 +334,21 @@ def device_of(embedding):
     """Where an embedding computes, also if accelerate keeps its weights elsewhere until then."""
     hook = getattr(embedding, "_hf_hook", None)
     return getattr(hook, "execution_device", None) if embedding.weight.is_meta and hook else embedding.weight.device
+
+
+def load_language_model(name, **options):
+    """
+    `AutoModelForCausalLM.from_pretrained` with one clear error where code that the LLM brings fails.
+
+    Raises:
+        ValueError: naming the LLM and what its code lacks.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(name, **options)
+    except (AttributeError, ImportError, TypeError) as error:
+        if options.get("trust_remote_code"):
+            raise remote_code_error(name, error) from error
+        raise
 
 
 def is_remote_code(llm):

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.utils import cached_file
 
 from .adapted_language_model import (
@@ -22,9 +22,9 @@ from .adapted_language_model import (
     embedding_width,
     forward_with_adapter,
     generate_with_adapter,
+    load_language_model,
     predict_with_adapter,
     prepare_inputs,
-    remote_code_error,
     require_embeddings_are_enough,
     train_only_adapter,
 )
@@ -311,7 +311,7 @@ class MseForConditionalGeneration(PreTrainedModel):
                 model, loading_info = super().from_pretrained(
                     folder, *model_args, config=config, dtype=torch.float32, output_loading_info=True, **kwargs
                 )
-        except (RuntimeError, SafetensorError) as error:
+        except (IndexError, KeyError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"the weights in {folder} are damaged, or not those of its config: {error}") from error
         # a new head may be put on, to be trained
         missing = sorted(name for name in loading_info.get("missing_keys", ()) if not name.startswith("adapter.head."))
@@ -343,12 +343,7 @@ class MseForConditionalGeneration(PreTrainedModel):
             where = own_place | {"subfolder": str(PurePosixPath(own_place.get("subfolder", ""), named))}
             named = folder
         options = {name: value for name, value in (hub_options | where | options).items() if value is not None}
-        try:
-            return AutoModelForCausalLM.from_pretrained(named, **options)
-        except (AttributeError, ImportError, TypeError) as error:
-            if options.get("trust_remote_code"):
-                raise remote_code_error(named, error) from error
-            raise
+        return load_language_model(named, **options)
 
     @classmethod
     def _from_peft_folder(cls, folder, hub_options):
@@ -388,7 +383,7 @@ class MseForConditionalGeneration(PreTrainedModel):
         """Take an LLM: freeze it, and put the adapter where its embeddings are.
 
         Raises:
-            ValueError: if its embeddings have another width than the adapter was made for, or it takes none.
+            ValueError: if its embeddings have another width than the adapter was made for, or it does not run by them.
         """
         require_embeddings_are_enough(backbone)
         width = embedding_width(backbone)

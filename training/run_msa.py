@@ -22,7 +22,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     EarlyStoppingCallback,
@@ -34,6 +33,7 @@ from transformers.trainer_utils import SaveStrategy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from hf_mse_adapter.adapted_language_model import load_language_model
 from hf_mse_adapter.answers import METHODS
 from hf_mse_adapter.configuration_mse_adapter import MseConfig
 from hf_mse_adapter.modeling_mse_adapter import MseForConditionalGeneration
@@ -409,7 +409,7 @@ def load_backbone(network, texts):
         bnb_4bit_compute_dtype=None if network.dtype == "auto" else network.dtype,
     )
     try:
-        backbone = AutoModelForCausalLM.from_pretrained(
+        backbone = load_language_model(
             network.backbone, dtype=network.dtype, quantization_config=quantization, **where
         )
         tokenizer = AutoTokenizer.from_pretrained(network.backbone, **where)
