@@ -1,7 +1,8 @@
 """An adapter and a frozen LLM at work together: what `MseForConditionalGeneration` and PEFT's tuner both do.
 
 The adapter's pseudo tokens stand before the text, and the LLM writes the label. Whatever LLM it is, only its
-embeddings are looked at, and it runs by `inputs_embeds`.
+embeddings are looked at, and it runs by `inputs_embeds`. One that needs the tokens besides (Gemma 4 with its inputs to
+every layer) refuses by itself; one that ignores the attention mask (RWKV) reads padding, and wants batches of one.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 import transformers
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput, TransformersKwargs, logging
 
 from .answers import Prediction, left_padded_prompts, require_finite
 
@@ -180,10 +181,19 @@ def forward_with_adapter(
 
     Returns:
         `MseOutput`
+
+    Raises:
+        ValueError: naming the argument, what came and what is expected.
     """
     llm_options = {name: inputs.pop(name) for name in list(inputs) if name not in (*BATCH_FIELDS, "labels")}
     if llm_options.pop("inputs_embeds", None) is not None:
         raise ValueError("inputs_embeds cannot be used with an MSE-Adapter, which embeds by itself; give input_ids")
+    # many LLMs take whatever they are given, and a misspelt modality would be a missing one
+    known = {*signature(llm.forward).parameters, *TransformersKwargs.__annotations__, "return_dict"}
+    if unknown := sorted(name for name, value in llm_options.items() if value is not None and name not in known):
+        raise ValueError(
+            f"unknown arguments {', '.join(unknown)}; expected {', '.join(BATCH_FIELDS)}, or the LLM's own"
+        )
     prepared = prepare_inputs(adapter, llm, **inputs)
     labels = prepared.pop("labels", None)
     mask = prepared["attention_mask"].bool()

@@ -375,6 +375,8 @@ def test_bad_batches_are_refused_by_name():
     for name, value in bad.items():
         with pytest.raises(ValueError, match=name):
             model(**batch | {name: value})
+    with pytest.raises(ValueError, match="unknown arguments audio, vision_value; expected input_ids"):
+        model(**batch, audio=batch["audio_values"], vision_value=batch["vision_values"])
 
 
 def test_more_tokens_than_positions_are_refused():
