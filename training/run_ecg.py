@@ -27,7 +27,15 @@ from hf_ecgmamba import (
     save_for_hub,
 )
 from hf_ecgmamba.feature_extraction_ecgmamba import SHORTEST_SECONDS
-from training.checkpoints import EpochSampler, SetEpoch, last_checkpoint
+from training.checkpoints import (
+    FINISHED,
+    EpochSampler,
+    SetEpoch,
+    describe_run,
+    find_checkpoint,
+    record_run,
+    train_from,
+)
 from training.data.cpsc2018 import load_cpsc2018
 from training.data.ecg_augmentation import EcgAugmentation
 from training.data.ecg_crops import EvaluationCrops, TrainingCrops, collate_crops
@@ -148,15 +156,15 @@ def main(arguments=None):
         if split not in splits:
             raise ValueError(f"the data set has no recording in {split}; expected some in train and in validation")
 
+    deciding = {split: splits[split] for split in ("train", "validation")}
+    made_with = describe_run((data, augmentation, network, training), model.config, deciding, training.world_size)
+    resume = training.resume_from_checkpoint
+    checkpoint = find_checkpoint(
+        training.output_dir, made_with, {None: False, "last": True, "True": True}.get(resume, resume)
+    )
+    record_run(training.output_dir, made_with)
     trainer = build_trainer(model, feature_extractor, splits, data, augmentation, training)
-    checkpoint = training.resume_from_checkpoint
-    if checkpoint in ("last", "True", True):
-        checkpoint = last_checkpoint(training.output_dir, training.world_size)
-        if checkpoint is None:
-            print(
-                f"{training.output_dir} holds no whole checkpoint of {training.world_size} process(es): starting anew"
-            )
-    trainer.train(resume_from_checkpoint=checkpoint)
+    train_from(trainer, checkpoint)
 
     report = final_evaluation(trainer, feature_extractor, splits, data.crop_pooling)
     if trainer.is_world_process_zero():
@@ -169,12 +177,12 @@ def main(arguments=None):
             dataset=f"{data.dataset} ({measured_on})",
             metrics={name: report[split][name] for name in ("macro_auc", "macro_auprc", "macro_f1")},
         )
-        write_json(Path(training.output_dir) / "metrics.json", report)
         plot_training_curves(
             {data.dataset: trainer.state.log_history},
             Path(training.output_dir) / "training_curve.png",
             metric="macro_auc",
         )
+        write_json(Path(training.output_dir) / FINISHED, report)
         for split, metrics in report.items():
             print(
                 f"{split}, {metrics['records']} recordings: macro AUC {metrics['macro_auc']:.4f}, "

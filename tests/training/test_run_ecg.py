@@ -128,6 +128,17 @@ def test_killed_and_resumed_equals_uninterrupted(place, uninterrupted):
     assert losses(place / "killed") == losses(folder)
 
 
+def test_a_run_does_not_go_on_with_other_arguments(place, uninterrupted):
+    changes = ("--learning_rate", "1e-3", "--lead_dropout", "0.2", "--hidden_size", "8", "--logging_steps", "5")
+    with pytest.raises(ValueError) as error:
+        main(arguments(place, "uninterrupted", "--resume_from_checkpoint", *changes))
+    for change in ("learning_rate is 0.001, expected 0.003", "lead_dropout is 0.2", "hidden_size is 8, expected 16"):
+        assert change in str(error.value)
+    assert "logging_steps" not in str(error.value)
+    with pytest.raises(ValueError, match="holds an earlier run"):
+        main(arguments(place, "uninterrupted"))
+
+
 @pytest.mark.slow
 def test_two_processes_equal_one_with_twice_the_batch(place):
     """Without dropout, whose masks are drawn by each process."""
