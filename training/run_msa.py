@@ -5,7 +5,8 @@
 A recipe names a data set, a backbone and whatever differs from the defaults below; flags win over the recipe. Every
 seed leaves a Hub-ready folder `seed_N` (adapter, processor, pipeline and code; of the LLM only its name), its metrics
 and its predictions as csv; all seeds together results.json, results.md with mean and deviation, and the curves as a
-picture. Interrupted, the same command with `--resume_from_checkpoint` goes on exactly where it was.
+picture. Interrupted, the same command with `--resume_from_checkpoint` goes on exactly where it was; one whose result
+would be another is refused.
 """
 
 import copy

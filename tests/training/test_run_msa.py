@@ -290,6 +290,14 @@ def test_a_modality_can_be_withheld(tmp_path, withheld):
     assert results[1]["valid"]["unparsable"] == 0
 
 
+def test_a_published_folder_keeps_the_limits_it_was_trained_with(tmp_path):
+    limits = {"max_text_tokens": 5, "max_audio_length": 21, "max_vision_length": 11, "num_context_utterances": 2}
+    flags = [word for name, value in limits.items() for word in (f"--{name}", str(value))]
+    main(["--num_samples", "48", "--label_step", "0.5", *flags, "--output_dir", str(tmp_path / "run"), *QUICK])
+    processor = MseProcessor.from_pretrained(tmp_path / "run" / "seed_1")
+    assert {name: getattr(processor, name) for name in limits} == limits
+
+
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("msa_*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_is_one(recipe):
     data, network, training = parse_recipe((DataArguments, ModelArguments, MsaTrainingArguments), [
