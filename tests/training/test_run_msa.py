@@ -337,7 +337,7 @@ def test_recipes_have_the_papers_values():
         (("--swap_vision", "0.5"), "swap_vision is 0.5"),
         (("--seed", "7"), "seed is 7; expected seeds"),
         (("--learning_rat", "1"), "--learning_rat 1; no such arguments"),
-        (("--quantization", "4bit"), "expected float32 and none for the backbone 'tiny'"),
+        (("--quantization", "4bit"), "quantization is '4bit'; expected none for the backbone 'tiny'"),
         (("--dtype", "float8"), "dtype is 'float8'"),
         (("--dataset", "mmsa", "--data_path", "x", "--task", "classification"), "expected regression, as mmsa has"),
         (("--labels", "a", "b"), "expected none in a regression"),
