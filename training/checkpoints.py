@@ -29,7 +29,9 @@ HARMLESS = {
     *("hub_revision", "save_total_limit", "save_on_each_node", "enable_jit_checkpoint", "trust_remote_code"),
     *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory"),
     *("dataloader_multiprocessing_context", "ddp_timeout", "eval_accumulation_steps", "torch_empty_cache_steps"),
-    *("local_rank", "debug", "do_train", "do_eval", "do_predict", "transformers_version", "label2id"),
+    *("local_rank", "debug", "do_train", "do_eval", "do_predict"),
+    # of the model's config: who wrote it, and what id2label says already
+    *("transformers_version", "label2id"),
 }
 
 
@@ -49,7 +51,10 @@ def describe_run(arguments, config, splits, num_processes):
     """
     fields = config.to_dict()
     for group in arguments:
-        given = group.to_dict() if isinstance(group, TrainingArguments) else vars(group)
+        given = vars(group)
+        if isinstance(group, TrainingArguments):
+            # several GPUs of one process multiply its batch
+            given = group.to_dict() | {"n_gpu": group.n_gpu}
         fields |= {name: value for name, value in given.items() if value is not None or name not in fields}
     fields |= {
         f"{split} data": f"{len(dataset)} samples, blake2b {_hash_of(dataset)}" for split, dataset in splits.items()
@@ -101,6 +106,8 @@ def find_checkpoint(output_dir, made_with, resume):
         _print_once(f"{folder} holds no checkpoint: starting anew")
         return None
     _require_same(folder if chosen is None else chosen.parent, made_with)
+    if chosen is not None and not _is_whole(chosen, made_with["num_processes"]):
+        raise ValueError(f"resume_from_checkpoint is {str(resume)!r}, which was not written whole; expected another")
     checkpoint = last_checkpoint(folder, made_with["num_processes"]) if chosen is None else str(chosen)
     if checkpoint is not None:
         _point_at_own_best(Path(checkpoint))
@@ -117,7 +124,10 @@ def holds_run(folder):
 def _require_same(folder, made_with):
     path = folder / MADE_WITH
     if not path.is_file():
-        raise ValueError(f"{folder} has no {MADE_WITH}, so that nobody knows what its checkpoints were made with")
+        raise ValueError(
+            f"{folder} has no {MADE_WITH}, so that nobody knows what its checkpoints were made with; expected one, or "
+            "another output_dir"
+        )
     before = json.loads(path.read_text(encoding="utf-8"))
     # as config and arguments name them, then the data
     names = [name for name in {**made_with, **before} if before.get(name) != made_with.get(name)]
@@ -182,22 +192,21 @@ def _stopped_early(checkpoint):
 
 
 def last_checkpoint(output_dir, world_size):
-    """
-    The newest checkpoint in `output_dir` that was written whole; None where there is none.
-
-    A killed run may have been writing one: the trainer's state comes last, the random states shortly before it.
-    """
+    """The newest checkpoint in `output_dir` that was written whole; None where there is none."""
     steps = {folder: folder.name.removeprefix("checkpoint-") for folder in Path(output_dir).glob("checkpoint-*")}
-    folders = [folder for folder, step in steps.items() if step.isdigit()]
-    for folder in sorted(folders, key=lambda folder: int(steps[folder]), reverse=True):
-        states = [f"rng_state_{rank}.pth" for rank in range(world_size)] if world_size > 1 else ["rng_state.pth"]
-        try:
-            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            continue
-        if all((folder / state).is_file() for state in states):
-            return str(folder)
-    return None
+    folders = [folder for folder, step in steps.items() if step.isdigit() and _is_whole(folder, world_size)]
+    return str(max(folders, key=lambda folder: int(steps[folder]))) if folders else None
+
+
+def _is_whole(checkpoint, world_size):
+    """Whether a killed run had not just been writing it: the trainer's state comes last, shortly after the random
+    states."""
+    states = [f"rng_state_{rank}.pth" for rank in range(world_size)] if world_size > 1 else ["rng_state.pth"]
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return False
+    return all((checkpoint / state).is_file() for state in states)
 
 
 class EpochSampler(torch.utils.data.Sampler):
@@ -216,7 +225,7 @@ class EpochSampler(torch.utils.data.Sampler):
     Args:
         num_records (`int`), seed (`int`).
         step_size (`int`): records of one optimiser step, over all processes.
-        lengths (`Sequence[int]`, *optional*): of the records.
+        lengths (`Sequence[float]`, *optional*): of the records, or what each of them costs.
 
     Raises:
         ValueError: there are fewer records than one step needs.

@@ -4,7 +4,8 @@
 
 A recipe names a data set and whatever differs from the defaults below; flags win over the recipe. The run leaves a
 Hub-ready folder: model, feature extractor, pipeline and code, with metrics.json, training_curve.png and checkpoints
-beside them. Interrupted, it goes on exactly where it was with `--resume_from_checkpoint`.
+beside them. Interrupted, the same command with `--resume_from_checkpoint` goes on exactly where it was; one whose
+result would be another is refused.
 """
 
 import math

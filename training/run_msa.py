@@ -5,7 +5,8 @@
 A recipe names a data set, a backbone and whatever differs from the defaults below; flags win over the recipe. Every
 seed leaves a Hub-ready folder `seed_N` (adapter, processor, pipeline and code; of the LLM only its name), its metrics
 and its predictions as csv; all seeds together results.json, results.md with mean and deviation, and the curves as a
-picture. Interrupted, the same command with `--resume_from_checkpoint` goes on exactly where it was.
+picture. Interrupted, the same command with `--resume_from_checkpoint` goes on exactly where it was; one whose result
+would be another is refused.
 """
 
 import copy
@@ -174,11 +175,8 @@ class ModelArguments:
             raise ValueError(f"quantization is {self.quantization!r}; expected 4bit or 8bit")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
-        if self.backbone == TINY and (self.quantization or self.dtype != "float32"):
-            raise ValueError(
-                f"dtype is {self.dtype!r} and quantization {self.quantization!r}; expected float32 and none for the "
-                f"backbone {TINY!r}"
-            )
+        if self.backbone == TINY and self.quantization:
+            raise ValueError(f"quantization is {self.quantization!r}; expected none for the backbone {TINY!r}")
 
 
 @dataclass
@@ -401,7 +399,10 @@ def load_backbone(network, texts):
     """The frozen LLM and its tokenizer; a tiny one learns its vocabulary from `texts` and the prompts."""
     if network.backbone == TINY:
         texts = [*texts, *PROMPT_TEMPLATES.values(), network.prompt_template or ""]
-        return build_tiny_language_model(texts, network.tiny_hidden_size, network.tiny_num_hidden_layers)
+        backbone, tokenizer = build_tiny_language_model(
+            texts, network.tiny_hidden_size, network.tiny_num_hidden_layers
+        )
+        return backbone.to(backbone.dtype if network.dtype == "auto" else getattr(torch, network.dtype)), tokenizer
     where = {"revision": network.backbone_revision, "trust_remote_code": network.trust_remote_code}
     quantization = network.quantization and BitsAndBytesConfig(
         load_in_4bit=network.quantization == "4bit",

@@ -98,6 +98,8 @@ def test_what_there_is_to_go_on_from_is_said(folder, tmp_path, capsys):
     (folder / "checkpoint-4" / "trainer_state.json").write_text('{"epoch": 1.')
     assert find_checkpoint(folder, describe(), resume=True) is None
     assert "no checkpoint that was written whole: starting anew" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="was not written whole"):
+        find_checkpoint(folder, describe(), resume=folder / "checkpoint-4")
     with pytest.raises(OSError, match="resume_from_checkpoint is 'nowhere'"):
         find_checkpoint(folder, describe(), resume="nowhere")
     (folder / MADE_WITH).unlink()

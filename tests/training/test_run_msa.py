@@ -290,6 +290,14 @@ def test_a_modality_can_be_withheld(tmp_path, withheld):
     assert results[1]["valid"]["unparsable"] == 0
 
 
+def test_a_published_folder_keeps_the_limits_it_was_trained_with(tmp_path):
+    limits = {"max_text_tokens": 5, "max_audio_length": 21, "max_vision_length": 11, "num_context_utterances": 2}
+    flags = [word for name, value in limits.items() for word in (f"--{name}", str(value))]
+    main(["--num_samples", "48", "--label_step", "0.5", *flags, "--output_dir", str(tmp_path / "run"), *QUICK])
+    processor = MseProcessor.from_pretrained(tmp_path / "run" / "seed_1")
+    assert {name: getattr(processor, name) for name in limits} == limits
+
+
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("msa_*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_is_one(recipe):
     data, network, training = parse_recipe((DataArguments, ModelArguments, MsaTrainingArguments), [
@@ -329,7 +337,7 @@ def test_recipes_have_the_papers_values():
         (("--swap_vision", "0.5"), "swap_vision is 0.5"),
         (("--seed", "7"), "seed is 7; expected seeds"),
         (("--learning_rat", "1"), "--learning_rat 1; no such arguments"),
-        (("--quantization", "4bit"), "expected float32 and none for the backbone 'tiny'"),
+        (("--quantization", "4bit"), "quantization is '4bit'; expected none for the backbone 'tiny'"),
         (("--dtype", "float8"), "dtype is 'float8'"),
         (("--dataset", "mmsa", "--data_path", "x", "--task", "classification"), "expected regression, as mmsa has"),
         (("--labels", "a", "b"), "expected none in a regression"),

@@ -125,10 +125,8 @@ class MsaSamples(torch.utils.data.Dataset):
         costs = np.array([processor.num_tokens(**sample) for sample in words], dtype=float)
         costs *= model.language_model.num_parameters(exclude_embeddings=True)
         for modality in set(MODALITIES) - set(self.withhold):
-            steps, longest = (
-                np.asarray(self.steps[f"{modality}_steps"][:]),
-                getattr(processor, f"max_{modality}_length"),
-            )
+            steps = np.asarray(self.steps[f"{modality}_steps"][:])
+            longest = getattr(processor, f"max_{modality}_length")
             encoder = getattr(model.adapter, f"{modality}_encoder")
             per_step = sum(weight.numel() for weight in encoder.lstm.parameters())
             costs += per_step * np.minimum(steps, np.inf if longest is None else longest)
