@@ -15,8 +15,10 @@ from .modeling_mse_adapter import MseForConditionalGeneration
 
 logger = logging.getLogger(__name__)
 
-# the card's template, the endpoint's handler and its requirements, in a clone of the repository
-CARD_FOLDER = Path(__file__).resolve().parents[1] / "model_cards" / "mse_adapter"
+HERE = Path(__file__).resolve().parent
+# the card's template, the endpoint's handler and its requirements: an installed package has them within itself, a
+# clone of the repository beside the package
+CARD_FOLDER = HERE / "model_card" if (HERE / "model_card").is_dir() else HERE.parent / "model_cards" / "mse_adapter"
 
 ENTRY_FILES = (
     "configuration_mse_adapter",
@@ -107,9 +109,8 @@ def save_for_hub(model, processor, folder, *, include_backbone=None, card=None, 
 
 
 def _copy_code(folder):
-    here = Path(__file__).parent
     for entry in ENTRY_FILES:
-        file = here / f"{entry}.py"
+        file = HERE / f"{entry}.py"
         for needed in (file, *map(Path, get_relative_import_files(file))):
             shutil.copyfile(needed, folder / needed.name)
 
