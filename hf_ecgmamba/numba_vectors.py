@@ -263,9 +263,9 @@ def _register():
         """The decorated one, in the form of numba's intrinsics, says what `function` returns and how it is made."""
 
         def decorate(definition):
-            made = intrinsic(prefer_literal=True)(definition)
+            made = intrinsic(definition)
             num_arguments = definition.__code__.co_argcount - 1
-            overload(function, prefer_literal=True)(forwarding[num_arguments](made))
+            overload(function)(forwarding[num_arguments](made))
 
         return decorate
 
