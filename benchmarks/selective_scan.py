@@ -19,12 +19,14 @@ ratios that the project promises.
 import argparse
 import ctypes
 import multiprocessing
+import os
 import platform
 import resource
 import sys
 import time
 from pathlib import Path
 
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's threads would be the only ones before the forks
 import torch
 import transformers
 from torch import nn

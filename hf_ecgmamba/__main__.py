@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -16,7 +17,8 @@ def main(arguments=None):
     try:
         result = classify(options)
     except (ValueError, OSError, ImportError) as error:
-        print(f"hf_ecgmamba: {' '.join(str(error).split())}", file=sys.stderr)
+        message = re.sub(r"\b(sampling_rate|leads|units)=", lambda name: f"--{name[1].replace('_', '-')}", str(error))
+        print(f"hf_ecgmamba: {' '.join(message.split())}", file=sys.stderr)
         return 2
     if options.json:
         print(json.dumps({"file": options.file, **result}, ensure_ascii=False, indent=2))
@@ -40,7 +42,7 @@ def parser():
     parser.add_argument("--sampling-rate", type=float, metavar="HZ", help="of a file that does not state it")
     parser.add_argument("--leads", type=lambda text: text.split(","), help="of a file that does not, as I,II,V1")
     parser.add_argument("--units", help="of a file that does not: mV, uV, V or nV")
-    parser.add_argument("--batch-size", type=int, default=16, help="windows at once (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, help="windows at once (default: 16)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the accelerator if there is one)")
     return parser
 
@@ -49,23 +51,12 @@ def classify(options):
     """Reads, scores and, where asked, draws; progress of long work goes to stderr if that is a terminal."""
     from transformers.utils import logging
 
-    from .configuration_ecgmamba import EcgMambaConfig
-    from .feature_extraction_ecgmamba import EcgMambaFeatureExtractor
-    from .modeling_ecgmamba import EcgMambaForSequenceClassification
-    from .pipeline_ecg_classification import EcgClassificationPipeline
+    from .pipeline_ecg_classification import load_pipeline
 
     check_plot(options)
-    revision = options.revision or "main"
-    model_type = EcgMambaConfig.get_config_dict(options.model, revision=revision)[0].get("model_type")
-    if model_type != EcgMambaConfig.model_type:
-        raise ValueError(f"--model {options.model} holds a model of type {model_type!r}; expected an ECGMamba")
     logging.disable_progress_bar()  # of the weights, which load in no time
-    model = EcgMambaForSequenceClassification.from_pretrained(options.model, revision=revision)
-    extractor = EcgMambaFeatureExtractor.from_pretrained(options.model, revision=revision)
+    ecg = load_pipeline(options.model, options.revision or "main", options.device, batch_size=options.batch_size)
     logging.enable_progress_bar()
-    ecg = EcgClassificationPipeline(
-        model=model, feature_extractor=extractor, device=options.device, batch_size=options.batch_size
-    )
     arguments = {name: getattr(options, name) for name in ("top_k", "sampling_rate", "leads", "units")}
     arguments["progress"] = sys.stderr.isatty()
     if options.plot is None:
@@ -95,7 +86,7 @@ def as_text(result, options):
         score = f"{finding['score']:.4g}" if is_number else f"{finding['score']:6.1%}  {bar(finding['score'])}"
         lines.append(f"  {finding['label']:<{width}}  {score}{'  found' if finding['present'] else ''}")
     if result["timeline"]:
-        lines += ["", f"  {'from':<8}  {'to':<8}"]
+        lines += ["", f"  {'from':<8}  {'to':<8}  found there"]
     for entry in result["timeline"]:
         score = f"{entry['score']:.4g}" if is_number else f"{entry['score']:6.1%}"
         lines.append(f"  {clock(entry['start']):<8}  {clock(entry['end']):<8}  {entry['label']:<{width}}  {score}")

@@ -19,6 +19,7 @@ from transformers.feature_extraction_sequence_utils import SequenceFeatureExtrac
 from .recording import (
     STANDARD_LEADS,
     RecordingFile,
+    as_array,
     can_be_millivolts,
     lead_name,
     library,
@@ -37,7 +38,7 @@ _LIMB_LEADS = (
     ("aVL", {"I": 1.0, "II": -0.5}),
     ("aVF", {"II": 1.0, "I": -0.5}),
 )
-_SHORTEST_SECONDS = 0.5  # less than one heartbeat of anybody's
+SHORTEST_SECONDS = 0.5  # less than one heartbeat of anybody's
 _FLAT_MILLIVOLTS = 1e-6
 _CHUNK_SECONDS = 300.0  # of a long recording read at once
 _BASELINE_SECONDS = (0.2, 0.6)
@@ -106,12 +107,15 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
     ):
         for derived in ("feature_size", "padding_value", "padding_side"):  # they come back from a saved file
             kwargs.pop(derived, None)
+        for name, value in (("leads", leads), ("optional_leads", optional_leads)):
+            if not isinstance(value, (list, tuple)) or not all(isinstance(lead, str) for lead in value):
+                raise ValueError(f"{name} is {value!r}; expected a list of lead names")
         super().__init__(feature_size=len(leads), sampling_rate=sampling_rate, padding_value=0.0, **kwargs)
         self.leads = tuple(leads)
         self.optional_leads = tuple(optional_leads)
         self.window_seconds = window_seconds
         self.window_overlap = window_overlap
-        self.bandpass = None if bandpass is None else tuple(bandpass)
+        self.bandpass = tuple(bandpass) if isinstance(bandpass, list) else bandpass
         self.remove_baseline = remove_baseline
         self.normalization = normalization
         self.max_gap_seconds = max_gap_seconds
@@ -122,16 +126,23 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
             if not condition:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected {expected}")
 
+        def number(name):
+            """The value; for what is no finite number nan, which is neither above nor below anything."""
+            value = getattr(self, name)
+            return value if isinstance(value, Real) and not isinstance(value, bool) and value < math.inf else math.nan
+
         require("leads", self.leads and len(set(self.leads)) == len(self.leads), "lead names, each named once")
         require("optional_leads", set(self.optional_leads) <= set(self.leads), f"some of the leads {self.leads}")
-        require("sampling_rate", 0 < self.sampling_rate < math.inf, "a number of Hz above 0")
-        require("window_seconds", self.window_seconds >= _SHORTEST_SECONDS, f"at least {_SHORTEST_SECONDS} s")
-        require("window_overlap", 0 <= self.window_overlap < 1, "a share in [0, 1)")
+        require("sampling_rate", number("sampling_rate") > 0, "a number of Hz above 0")
+        seconds = f"a number of seconds, at least {SHORTEST_SECONDS}"
+        require("window_seconds", number("window_seconds") >= SHORTEST_SECONDS, seconds)
+        require("window_overlap", 0 <= number("window_overlap") < 1, "a share in [0, 1)")
         require("normalization", self.normalization in NORMALIZATIONS, f"one of {NORMALIZATIONS}")
-        require("max_gap_seconds", 0 <= self.max_gap_seconds < math.inf, "seconds, 0 or more")
+        require("max_gap_seconds", number("max_gap_seconds") >= 0, "seconds, 0 or more")
         if self.bandpass is not None:
             half = self.sampling_rate / 2
-            fits = len(self.bandpass) == 2 and 0 < self.bandpass[0] < self.bandpass[1] < half
+            edges = self.bandpass if isinstance(self.bandpass, tuple) else ()
+            fits = len(edges) == 2 and all(isinstance(edge, Real) for edge in edges) and 0 < edges[0] < edges[1] < half
             require("bandpass", fits, f"(low, high) in Hz with 0 < low < high < {half:g}, half the sampling rate")
 
     @classmethod
@@ -276,16 +287,19 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
         first = recordings[0]
         if any(getattr(recording, "shape", None) != getattr(first, "shape", ()) for recording in recordings):
             return None
-        if not isinstance(sampling_rate, Real) or not 0 < sampling_rate < math.inf or isinstance(leads, str):
+        if not isinstance(sampling_rate, Real) or not 0 < sampling_rate < math.inf:
             return None
         if units is not None and not isinstance(units, (str, Real)):
             return None
-        named = self.leads if leads is None else tuple(lead_name(lead) or lead for lead in leads if lead is not None)
+        given = self.leads if leads is None else leads
+        if not isinstance(given, (list, tuple)) or not all(isinstance(lead, str) for lead in given):
+            return None
+        named = self.leads if leads is None else tuple(lead_name(lead) or lead for lead in leads)
         if named != self.leads or len(first.shape) != 2 or first.shape[0] != len(self.leads):
             return None
         scale = 1.0 if units is None else unit_in_millivolts(units)
-        batch = np.stack([np.asarray(recording) for recording in recordings])
-        if scale is None or batch.dtype.kind not in "fiu" or batch.shape[-1] < _SHORTEST_SECONDS * sampling_rate:
+        batch = np.stack([as_array(recording) for recording in recordings])
+        if scale is None or batch.dtype.kind not in "fiu" or batch.shape[-1] < SHORTEST_SECONDS * sampling_rate:
             return None
         batch = batch.astype(np.float32) * np.float32(scale)
         if not np.isfinite(batch).all():
@@ -295,7 +309,6 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
         return batch
 
     def _extract_batch(self, batch, sampling_rate):
-        flat = np.ptp(batch, axis=-1) < _FLAT_MILLIVOLTS
         up, down = _ratio(self.sampling_rate, sampling_rate)
         length = math.ceil(batch.shape[-1] * up / down)
         values = _resample_span(batch, 0, batch.shape[-1], up, down, 0, length)
@@ -305,7 +318,7 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
             "attention_mask": np.ones((len(values), length), np.int64),
             "lead_mask": np.ones(values.shape[:-1], np.int64),
         }
-        return features, [_flat_notes(self.leads, row) for row in flat]
+        return features, [_signal_notes(self.leads, signal, np.ones(len(signal), bool)) for signal in batch]
 
     # -- filters ------------------------------------------------------------------------------------------------------
 
@@ -409,8 +422,8 @@ class _Source:
 
     def __init__(self, extractor, file):
         self.extractor, self.file = extractor, file
-        if file.duration < _SHORTEST_SECONDS:
-            raise ValueError(f"{file.name} lasts {file.duration:.3f} s; expected at least {_SHORTEST_SECONDS} s")
+        if file.duration < SHORTEST_SECONDS:
+            raise ValueError(f"{file.name} lasts {file.duration:.3f} s; expected at least {SHORTEST_SECONDS} s")
         self.up, self.down = _ratio(extractor.sampling_rate, file.sampling_rate)
         self.length = math.ceil(file.num_samples * self.up / self.down)
         self._mix_leads()
@@ -488,7 +501,7 @@ class _Source:
         raw = span.raw[
             :, start * self.down // self.up - span.raw_start : -(-stop * self.down // self.up) - span.raw_start
         ]
-        notes.extend(_flat_notes(extractor.leads, present & (np.ptp(raw, axis=-1) < _FLAT_MILLIVOLTS)))
+        notes.extend(_signal_notes(extractor.leads, raw, present))
         values = span.values[:, start - span.start : stop - span.start] * present[:, None]
         return Window(
             start=begin,
@@ -567,13 +580,16 @@ def _fill_gaps(raw, used):
     return raw, gaps
 
 
-def _flat_notes(leads, flat):
-    names = [lead for lead, is_flat in zip(leads, flat, strict=True) if is_flat]
-    if not names:
-        return ()
-    return (
-        ("every lead is flat: there is no ECG in it",) if len(names) == len(leads) else (f"flat: {', '.join(names)}",)
-    )
+def _signal_notes(leads, raw, present):
+    """What a look at the millivolts `[leads, time]` says: flat leads, and more or less than a heart makes."""
+    flat = present & (np.ptp(raw, axis=-1) < _FLAT_MILLIVOLTS)
+    if flat.all():
+        return ("every lead is flat: there is no ECG in it",)
+    names = ", ".join(lead for lead, is_flat in zip(leads, flat, strict=True) if is_flat)
+    notes = (f"flat: {names}",) if names else ()
+    if not can_be_millivolts(raw[present].std(axis=-1).max()):
+        notes += ("its amplitudes are not those of an ECG in mV: is the unit right?",)
+    return notes
 
 
 def _pad_end(array, length):

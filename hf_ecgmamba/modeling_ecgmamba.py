@@ -18,6 +18,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_ecgmamba import EcgMambaConfig
+from .depthwise_convolution import convolve_both_ways
 from .selective_scan import selective_scan
 
 
@@ -111,30 +112,13 @@ class BiSSM(nn.Module):
 
     def forward(self, hidden_states, mask=None):
         x, gate = self.in_proj(hidden_states).chunk(2, dim=-1)
-        x = self.convolve_both_ways(mask_padding(x, mask))
-        dt, B, C = torch.matmul(x, self.x_proj.unsqueeze(1)).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        dt = torch.matmul(dt, self.dt_proj.unsqueeze(1))
+        x = convolve_both_ways(x, self.conv_weight, self.conv_bias, mask)
+        projected = torch.bmm(x.flatten(1, 2), self.x_proj)
+        dt, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        dt, B, C = (tensor.view(*x.shape[:3], -1) for tensor in (torch.bmm(dt, self.dt_proj), B, C))
         A = -torch.exp(self.A_log)
-        y = selective_scan(x, dt, A, B, C, self.D, dt_bias=self.dt_bias, dt_softplus=True, mask=mask)
-        return self.out_proj((y[0] + y[1]) * F.silu(gate))
-
-    def convolve_both_ways(self, x):
-        """[batch, time, channels] -> [2, batch, time, channels]: tap k looks d_conv - 1 - k steps back, or ahead.
-
-        Written as sums of shifted signals: with four taps that is many times faster than a depthwise Conv1d on a CPU,
-        and channels stay last, where the projections and the scan want them. The sums grow in place, for fresh memory
-        costs as much as the arithmetic.
-        """
-        time, reach = x.shape[1], self.d_conv - 1
-        padded, taps = F.pad(x, (0, 0, reach, reach)), self.conv_weight.transpose(1, 2).contiguous()
-        both = []
-        for direction in (0, 1):
-            total = torch.addcmul(self.conv_bias[direction], padded[:, reach : reach + time], taps[direction, reach])
-            for k in range(reach):
-                start = k if direction == 0 else 2 * reach - k
-                total.addcmul_(padded[:, start : start + time], taps[direction, k])
-            both.append(total)
-        return F.silu(torch.stack(both))
+        y = selective_scan(x, dt, A, B, C, self.D, dt_bias=self.dt_bias, dt_softplus=True, gate=gate, mask=mask)
+        return self.out_proj(y)
 
 
 class FeedForward(nn.Module):
@@ -244,8 +228,6 @@ class EcgMambaModel(EcgMambaPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         lead_mask: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
-        masked_tokens: torch.BoolTensor | None = None,
-        mask_embedding: torch.FloatTensor | None = None,
     ) -> EcgMambaModelOutput:
         """
         Args:
@@ -256,13 +238,24 @@ class EcgMambaModel(EcgMambaPreTrainedModel):
                 `config.total_stride`.
             lead_mask (`torch.Tensor` of shape `(batch, leads)`, *optional*): 1 for a lead, 0 for a missing one.
             output_hidden_states (`bool`, *optional*): whether to return the tokens after every block.
-            masked_tokens (`torch.BoolTensor` of shape `(batch, tokens)`, *optional*): tokens whose samples are hidden
-                from the network and whose place `mask_embedding` takes (masked modelling).
 
         Raises:
             ValueError: for shapes that do not fit the config, a value that is not finite, or a row of padding alone.
         """
-        self._check(input_values, attention_mask, lead_mask)
+        self.check(input_values, attention_mask, lead_mask)
+        return self.encode(input_values, attention_mask, lead_mask, output_hidden_states)
+
+    def encode(
+        self,
+        input_values,
+        attention_mask,
+        lead_mask,
+        output_hidden_states=None,
+        masked_tokens=None,
+        mask_embedding=None,
+    ):
+        """`forward` for checked input. The samples of `masked_tokens` (bool [batch, tokens]) are hidden from the
+        network, and `mask_embedding` [hidden_size] takes the tokens' place (masked modelling)."""
         input_values = input_values.to(self.encoder.convolutions[0].weight.dtype)
         mask = None if attention_mask is None else attention_mask.bool()
         if mask is not None:
@@ -289,7 +282,7 @@ class EcgMambaModel(EcgMambaPreTrainedModel):
             token_mask=mask,
         )
 
-    def _check(self, input_values, attention_mask, lead_mask):
+    def check(self, input_values, attention_mask, lead_mask):
         leads = self.config.num_leads
         if input_values.ndim != 3 or input_values.shape[1] != leads or 0 in input_values.shape:
             raise ValueError(f"input_values is {tuple(input_values.shape)}; expected [batch, {leads} leads, time]")
@@ -411,7 +404,7 @@ class EcgMambaForMaskedModeling(EcgMambaPreTrainedModel):
 
         The other arguments are those of [`EcgMambaModel`].
         """
-        self.ecgmamba._check(input_values, attention_mask, lead_mask)
+        self.ecgmamba.check(input_values, attention_mask, lead_mask)
         batch, leads, time = input_values.shape
         stride = self.config.total_stride
         tokens = -(-time // stride)
@@ -420,13 +413,12 @@ class EcgMambaForMaskedModeling(EcgMambaPreTrainedModel):
         elif masked_tokens.shape != (batch, tokens) or masked_tokens.dtype != torch.bool:
             came = f"{masked_tokens.dtype} {tuple(masked_tokens.shape)}"
             raise ValueError(f"masked_tokens is {came}; expected torch.bool {(batch, tokens)}")
-        outputs = self.ecgmamba(
+        outputs = self.ecgmamba.encode(
             input_values,
             attention_mask,
             lead_mask,
             masked_tokens=masked_tokens,
             mask_embedding=self.mask_embedding,
-            return_dict=True,
         )
         reconstruction = self.decoder(outputs.last_hidden_state).view(batch, tokens, leads, stride)
         reconstruction = reconstruction.permute(0, 2, 1, 3).reshape(batch, leads, tokens * stride)[..., :time]

@@ -1,6 +1,7 @@
 """A recording in, findings out: the pipeline behind `pipeline("ecg-classification", ...)`."""
 
 from itertools import islice, pairwise, takewhile
+from pathlib import Path
 from types import GeneratorType
 
 import numpy as np
@@ -10,12 +11,16 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
 from .attribution import Attribution, integrated_gradients, looked_at
+from .configuration_ecgmamba import EcgMambaConfig, is_whole
+from .feature_extraction_ecgmamba import EcgMambaFeatureExtractor
+from .modeling_ecgmamba import EcgMambaForSequenceClassification
 from .plotting import PAGE_SECONDS, plot_recording
 
 TASK = "ecg-classification"
 # how the windows' scores become the recording's: a finding is present if it is found anywhere, while one of many
 # labels and a measured number are those of the recording on the whole
 POOLING = {"multi_label_classification": "max", "single_label_classification": "mean", "regression": "mean"}
+BATCH_SIZE = 16
 MOST_WINDOW_NOTES = 8
 
 
@@ -59,6 +64,8 @@ class EcgClassificationPipeline(Pipeline):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        if self._batch_size is None:
+            self._batch_size = BATCH_SIZE  # transformers would take one window at a time
         if self.problem_type is None:
             expected = f"one of {', '.join(POOLING)} for {self.model.config.num_labels} labels"
             raise ValueError(f"config.problem_type is None; expected {expected}")
@@ -80,8 +87,8 @@ class EcgClassificationPipeline(Pipeline):
         parameters = {name: value for name, value in parameters.items() if value is not None}
         if parameters:
             raise ValueError(f"{', '.join(parameters)}: no such argument of the {TASK} pipeline")
-        if judging.get("top_k", 1) < 1:
-            raise ValueError(f"top_k is {judging['top_k']}; expected 1 or more")
+        if not is_whole(judging.get("top_k", 1)):
+            raise ValueError(f"top_k is {judging['top_k']!r}; expected a whole number of at least 1")
         if judging.get("window_pooling", "max") not in ("max", "mean"):
             raise ValueError(f'window_pooling is {judging["window_pooling"]!r}; expected "max" or "mean"')
         if "thresholds" in judging:
@@ -92,9 +99,9 @@ class EcgClassificationPipeline(Pipeline):
         num_labels = self.model.config.num_labels
         if self.problem_type != "multi_label_classification":
             raise ValueError(f"thresholds is {thresholds!r}; expected none for a {self.problem_type}")
-        if np.ndim(thresholds) > 1 or np.size(thresholds) not in (1, num_labels):
+        values = np.asarray(thresholds)
+        if values.ndim > 1 or values.size not in (1, num_labels) or values.dtype.kind not in "fiu":
             raise ValueError(f"thresholds is {thresholds!r}; expected a number or {num_labels}, one for each label")
-        values = np.asarray(thresholds, dtype=np.float64)
         if not ((values >= 0) & (values <= 1)).all():  # NaN is neither
             raise ValueError(f"thresholds is {thresholds!r}; expected probabilities, in [0, 1]")
         return np.broadcast_to(values, (num_labels,))
@@ -118,8 +125,8 @@ class EcgClassificationPipeline(Pipeline):
         Scored windows and notes of each recording, in order. Batches are filled across recordings; no more than one
         batch of signal is held at once.
         """
-        batch_size = next((size for size in (batch_size, self._batch_size) if size is not None), 16)
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        batch_size = self._batch_size if batch_size is None else batch_size
+        if not is_whole(batch_size):
             raise ValueError(f"batch_size is {batch_size!r}; expected a whole number of at least 1")
         sized = hasattr(recordings, "__len__")  # a torch dataset has no other way to say where it ends
         sources = (recordings[index] for index in range(len(recordings))) if sized else recordings
@@ -245,7 +252,7 @@ class EcgClassificationPipeline(Pipeline):
         if label not in labels:
             raise ValueError(f"label is {label!r}; expected one of {', '.join(labels)}")
         rate = self.feature_extractor.sampling_rate
-        start, end = scored.page_around(int(scored.scores[:, labels[label]].argmax()), windows.recording.duration)
+        start, end = scored.page_around(int(scored.scores[:, labels[label]].argmax()))
         contributions = torch.zeros(len(self.feature_extractor.leads), round((end - start) * rate))
         counts = torch.zeros(contributions.shape[1])
         for window in takewhile(lambda window: window.start < end, windows):
@@ -262,17 +269,51 @@ class EcgClassificationPipeline(Pipeline):
         return Attribution(label, self.feature_extractor.leads, weights, start, rate)
 
 
+def load_pipeline(model, revision="main", device=None, **arguments):
+    """
+    The pipeline of a published folder or repository, run by this package's code rather than by what the folder brings.
+
+    Args:
+        model (`str`), revision (`str`): folder or Hub id; branch, tag or commit of the latter.
+        device (`str`, `torch.device` or `int`, *optional*): the accelerator by default, where there is one.
+        arguments: of [`EcgClassificationPipeline`].
+
+    Raises:
+        ValueError: for a model of another kind, or a device that is not there.
+        OSError: where there is no such model.
+    """
+    folder = Path(model)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{model} holds no config.json; expected the folder of an ECGMamba")
+    if not folder.is_dir() and (folder.is_absolute() or len(folder.parts) > 2):
+        raise FileNotFoundError(f"{model}: no such folder, and no repository of the Hub is called so")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device is {device!r}: {error}") from error
+    config, expected = EcgMambaConfig.get_config_dict(model, revision=revision)[0], "EcgMambaForSequenceClassification"
+    held = config.get("architectures") or [f"a model of type {config.get('model_type')}"]
+    if held != [expected]:  # masked modelling's weights would load too, beside a head that knows nothing
+        raise ValueError(f"{model} holds {held[0]}; expected {expected}, an ECGMamba that was trained to classify")
+    network = EcgMambaForSequenceClassification.from_pretrained(model, revision=revision)
+    extractor = EcgMambaFeatureExtractor.from_pretrained(model, revision=revision)
+    return EcgClassificationPipeline(model=network, feature_extractor=extractor, device=device, **arguments)
+
+
 class ScoredRecording:
     """What a recording's windows said so far."""
 
     def __init__(self, windows):
-        self.num_windows = len(windows)
-        self.spans, self._scores = [], []  # seconds (start, end) and scores [num_labels] of each window
+        self.num_windows, self.duration = len(windows), windows.recording.duration
+        self.spans, self._scores = [], None  # seconds (start, end) and scores [num_labels] of each window
         self._name, self._notes, self._of_windows = windows.recording.name, windows.notes, {}
 
     def add(self, window, scores):
+        if self._scores is None:
+            # room for all: small arrays that stay, strewn among the batches' large ones, would split up the heap
+            self._scores = np.empty((self.num_windows, len(scores)), np.float32)
+        self._scores[len(self.spans)] = scores
         self.spans.append((window.start, window.end))
-        self._scores.append(scores)
         for note in window.notes:
             if note not in self._notes:
                 self._of_windows.setdefault(note, []).append(window.start)
@@ -280,9 +321,9 @@ class ScoredRecording:
     @property
     def scores(self):
         """float32 [windows, num_labels]"""
-        if not self._scores:
+        if not self.spans:
             raise ValueError(f"{self._name}: each of its {self.num_windows} windows has a gap too long to fill")
-        return np.stack(self._scores)
+        return self._scores[: len(self.spans)]
 
     def stretches(self):
         """
@@ -295,11 +336,11 @@ class ScoredRecording:
         ends = [*map(min, between, (end for _, end in self.spans)), self.spans[-1][1]]
         return list(zip(starts, ends, strict=True))
 
-    def page_around(self, index, duration):
+    def page_around(self, index):
         """The time (start, end) of at most a page that shows a window in its middle."""
         start, end = self.spans[index]
-        start = max(0.0, min((start + end - PAGE_SECONDS) / 2, duration - PAGE_SECONDS))
-        return start, min(start + PAGE_SECONDS, duration)
+        start = max(0.0, min((start + end - PAGE_SECONDS) / 2, self.duration - PAGE_SECONDS))
+        return start, min(start + PAGE_SECONDS, self.duration)
 
     def notes(self):
         """Each note once; those of single windows of a long recording with how many there were and the first."""

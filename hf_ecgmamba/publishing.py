@@ -11,9 +11,10 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from .pipeline_ecg_classification import TASK, EcgClassificationPipeline
 
-# the card's template, the endpoint's handler and its requirements, in a clone of the repository
-CARD_FOLDER = Path(__file__).resolve().parents[1] / "model_cards" / "ecgmamba"
-
+HERE = Path(__file__).resolve().parent
+# an installed package has it within itself, a clone of the repository beside the package
+CARD_FOLDER = HERE / "model_card" if (HERE / "model_card").is_dir() else HERE.parent / "model_cards" / "ecgmamba"
+ENDPOINT_FILES = ("handler.py", "requirements.txt")
 ENTRY_FILES = (
     "configuration_ecgmamba",
     "modeling_ecgmamba",
@@ -47,7 +48,6 @@ def save_for_hub(
     metrics=None,
     license="apache-2.0",
     max_shard_size="5GB",
-    card_folder=CARD_FOLDER,
 ):
     """
     Writes a folder that loads anywhere with `trust_remote_code=True`: weights, config, feature extractor, all code,
@@ -65,17 +65,14 @@ def save_for_hub(
         metrics (`dict[str, float]`, *optional*): what was measured there, for the card.
         license (`str`): of the weights, as the Hub writes it.
         max_shard_size (`str`): weights beyond it go into several files.
-        card_folder (`str` or `Path`): README.md (template), handler.py, requirements.txt; those of this repository by
-            default.
 
     Returns:
         `Path` of the folder.
 
     Raises:
         ValueError: if the feature extractor does not fit the model, or metrics come without a data set.
-        OSError: if card_folder lacks a file.
     """
-    folder, card_folder = Path(folder), Path(card_folder)
+    folder = Path(folder)
     for field in ("leads", "sampling_rate"):
         expected, came = getattr(model.config, field), getattr(feature_extractor, field)
         if came != expected:
@@ -84,17 +81,14 @@ def save_for_hub(
             )
     if metrics and dataset is None:
         raise ValueError("dataset is None; expected the name of what the metrics were measured on")
-    for file in ("README.md", "handler.py", "requirements.txt"):
-        if not (card_folder / file).is_file():
-            raise FileNotFoundError(f"{card_folder / file} is missing; give card_folder=, a folder that has it")
 
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
         staging = Path(temporary)
         save_with_code(model, feature_extractor, staging, max_shard_size)
-        for file in ("handler.py", "requirements.txt"):
-            shutil.copyfile(card_folder / file, staging / file)
-        model_card(model.config, name, description, dataset, metrics, license, card_folder).save(staging / "README.md")
+        for file in ENDPOINT_FILES:
+            shutil.copyfile(CARD_FOLDER / file, staging / file)
+        model_card(model.config, name, description, dataset, metrics, license).save(staging / "README.md")
         for stale in folder.glob("model*.safetensors*"):  # shards of an earlier save would be loaded instead
             if not (staging / stale.name).exists():
                 stale.unlink()
@@ -105,9 +99,8 @@ def save_for_hub(
 
 def save_with_code(model, feature_extractor, folder, max_shard_size="5GB"):
     """Weights, config.json, preprocessor_config.json and flat code; the objects themselves stay as they are."""
-    here = Path(__file__).parent
     for entry in ENTRY_FILES:
-        file = here / f"{entry}.py"
+        file = HERE / f"{entry}.py"
         for needed in (file, *map(Path, get_relative_import_files(file))):
             shutil.copyfile(needed, folder / needed.name)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
@@ -120,8 +113,8 @@ def save_with_code(model, feature_extractor, folder, max_shard_size="5GB"):
     feature_extractor.save_pretrained(folder)
 
 
-def model_card(config, name, description, dataset, metrics, license, card_folder):
-    """The README.md of the folder, from the template in `card_folder`."""
+def model_card(config, name, description, dataset, metrics, license):
+    """The README.md of the folder."""
     results = [
         EvalResult(task_type=TASK, dataset_type=dataset, dataset_name=dataset, metric_type=metric, metric_value=value)
         for metric, value in (metrics or {}).items()
@@ -137,7 +130,7 @@ def model_card(config, name, description, dataset, metrics, license, card_folder
     )
     return ModelCard.from_template(
         data,
-        template_path=str(card_folder / "README.md"),
+        template_path=str(CARD_FOLDER / "README.md"),
         name=name,
         description=description,
         dataset=dataset,

@@ -9,7 +9,7 @@ each is, what unit it came in, and saying in one line what is wrong.
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib import import_module
 from numbers import Real
@@ -193,6 +193,12 @@ def open_recording(source, *, sampling_rate=None, leads=None, units=None, unname
         opened = open_recording(source.signal, **given)
         opened.name, opened.notes = source.name, tuple(source.notes)
         return opened
+    if isinstance(source, dict):
+        sampling_rate, leads, units = (
+            given if source.get(name) is None else source[name]
+            for name, given in (("sampling_rate", sampling_rate), ("leads", leads), ("units", units))
+        )
+    leads = _checked_leads(leads)
     if isinstance(source, (str, Path)):
         try:
             channels = _open_path(Path(source), leads)
@@ -205,9 +211,6 @@ def open_recording(source, *, sampling_rate=None, leads=None, units=None, unname
                 f"recording given as a dict has the keys {sorted(source)}; expected array, and sampling_rate, leads, "
                 "units, name where known"
             )
-        leads = source.get("leads") if source.get("leads") is not None else leads
-        units = source.get("units") if source.get("units") is not None else units
-        sampling_rate = source.get("sampling_rate") or sampling_rate
         channels = _open_array(source["array"], source.get("name", "array"), leads, unnamed_leads)
     else:
         channels = _open_array(source, "array", leads, unnamed_leads)
@@ -251,6 +254,16 @@ def unit_in_millivolts(unit) -> float | None:
 _ON_DAMAGED_FILES = (ArithmeticError, LookupError, TypeError, EOFError, BadZipFile)
 
 
+def _checked_leads(leads):
+    """The names that were given as a list, None where none were."""
+    if leads is None:
+        return None
+    names = [leads] if isinstance(leads, str) else list(leads) if isinstance(leads, Iterable) else None
+    if names is None or not all(name is None or isinstance(name, str) for name in names):
+        raise ValueError(f"leads is {leads!r}; expected a name for each channel, None for one to be left out")
+    return names
+
+
 def _settle_rate(channels, sampling_rate):
     """Fill in the rates that the source leaves open; a rate that it states may not be contradicted."""
     is_rate = isinstance(sampling_rate, Real) and not isinstance(sampling_rate, bool) and 0 < sampling_rate < np.inf
@@ -270,7 +283,6 @@ def _settle_names(channels, leads, unnamed_leads):
     """The channels' names, as given, as found, or, for as many unnamed ones as expected, as is usual."""
     count = len(channels.units)
     if leads is not None:
-        leads = [leads] if isinstance(leads, str) else list(leads)
         if len(leads) != count:
             raise ValueError(f"{channels.name}: leads names {len(leads)} channels; the recording has {count}")
         return leads, []
@@ -351,11 +363,13 @@ def _require_millivolts(channels, chosen):
 
 def _open_path(path, leads):
     suffix = path.suffix.lower()
+    if path.is_dir() and not Path(f"{path.resolve()}.hea").is_file():
+        raise FileNotFoundError(f"{path} is a folder; give one file")
     header = path.with_name(path.name + ".hea") if not path.is_file() else path.with_suffix(".hea")
     if suffix == ".hea" or (not path.is_file() and header.is_file()):
         return _open_wfdb(path if suffix == ".hea" else header)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file" if not path.is_dir() else f"{path} is a folder; give one file")
+        raise FileNotFoundError(f"{path}: no such file")
     if suffix in (".csv", ".tsv", ".txt"):
         return _open_text(path)
     if suffix in (".npy", ".npz"):
@@ -395,7 +409,7 @@ def _open_wfdb(path):
     name, record = path.stem, str(path.with_suffix(""))
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    header, temporary = _read_header(record, name), None
+    header, temporary = _read_short(path) or _read_header(record, name), None
     if header is None or (header.sig_len is None and header.n_sig):
         length = None if header is None else _length_of(record, header)
         temporary = tempfile.TemporaryDirectory(prefix="ecg_header_")
@@ -415,8 +429,11 @@ def _open_wfdb(path):
             if file_name != "~" and not (Path(record).parent / file_name).is_file():
                 raise FileNotFoundError(f"{name}: the signal file {file_name}, named by its header, is missing")
     per_frame = [int(count or 1) for count in description.samps_per_frame]
+    whole = getattr(header, "e_p_signal", None)
 
     def read(indices, start, stop, keep=temporary):  # a header's plain copy lives as long as its reader
+        if whole is not None:
+            return np.stack([whole[index][start:stop] for index in indices])
         frame, multiple = start // per_frame[indices[0]], per_frame[indices[0]]
         if start == stop:
             return np.empty((len(indices), 0))
@@ -437,6 +454,22 @@ def _open_wfdb(path):
         lengths=[header.sig_len * count for count in per_frame],
         read=read,
     )
+
+
+def _read_short(path):
+    """A record of up to 8 MB with its signals; None for a longer one, and for one that needs a closer look. wfdb
+    takes as long for a header as for ten seconds of signals, and reads it again with every span of them."""
+    fields = path.read_text(errors="replace").partition("\n")[0].split()
+    if len(fields) < 4 or not (fields[1].isdigit() and fields[3].isdigit()):
+        return None
+    if "/" in fields[0] or int(fields[1]) * int(fields[3]) > 2**20:
+        return None
+    try:
+        return library("wfdb").rdrecord(str(path.with_suffix("")), smooth_frames=False, return_res=64)
+    except ImportError:
+        raise
+    except Exception:  # whatever it is, the way through the header says it better
+        return None
 
 
 def _read_header(record, name):
@@ -639,11 +672,23 @@ def _read_edf(path, indices, start, stop):
 
 
 def _open_array(array, name, leads=None, unnamed_leads=STANDARD_LEADS):
-    array = np.asanyarray(array.detach().cpu() if hasattr(array, "detach") else array)
+    array = as_array(array, name)
     known = leads if leads is not None else unnamed_leads
-    transposed, count, _ = _orientation(name, array.shape, array.dtype, [known] if isinstance(known, str) else known)
+    transposed, count, _ = _orientation(name, array.shape, array.dtype, known)
     matrix = array.T if transposed else array.reshape(count, -1)
     return _from_matrix(name, matrix, [None] * count, [None] * count, None)
+
+
+def as_array(array, name="array") -> np.ndarray:
+    """An array, tensor or nested list as numpy has it; ValueError where it is none of them."""
+    try:
+        if hasattr(array, "detach"):
+            array = array.detach().cpu()
+            # numpy has no bfloat16
+            array = array.float() if array.is_floating_point() and array.itemsize < 4 else array
+        return np.asanyarray(array)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} is no array of numbers ({_one_line(error)})") from error
 
 
 def _orientation(name, shape, dtype, leads):

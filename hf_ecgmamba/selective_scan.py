@@ -22,7 +22,7 @@ from .selective_scan_triton import selective_scan_triton, why_not_triton
 logger = logging.get_logger(__name__)
 
 
-def selective_scan(x, dt, A, B, C, D=None, *, dt_bias=None, dt_softplus=False, mask=None, backend=None):
+def selective_scan(x, dt, A, B, C, D=None, *, dt_bias=None, dt_softplus=False, gate=None, mask=None, backend=None):
     """
     Scans `x` along time; with two directions, index 0 runs from left to right and index 1 from right to left, each
     with its own dt, A, B, C, D. Nothing is flipped: step t of every tensor is the same moment. Differentiable in every
@@ -39,21 +39,27 @@ def selective_scan(x, dt, A, B, C, D=None, *, dt_bias=None, dt_softplus=False, m
         D (`torch.Tensor` of shape `(directions, channels)`, *optional*): the share of x that skips the state.
         dt_bias (`torch.Tensor` of shape `(directions, channels)`, *optional*): added to dt.
         dt_softplus (`bool`, *optional*, defaults to `False`): whether dt, after its bias, goes through softplus.
+        gate (`torch.Tensor` of shape `(batch, time, channels)`, *optional*): called z in Mamba; where given, the
+            directions are summed and the sum is multiplied by SiLU(gate).
         mask (`torch.BoolTensor` of shape `(batch, time)`, *optional*): False where a step is padding; it leaves the
             state as it was, its y is 0, and no gradient flows from or to it.
         backend (`str`, *optional*): `reference`, `chunked`, `numba`, `triton` or `mamba_ssm`; by default the fastest
             that can serve the input.
 
     Returns:
-        `torch.Tensor` of shape `(directions, batch, time, channels)`: y, in the dtype of x.
+        `torch.Tensor` of shape `(directions, batch, time, channels)`, with a gate `(batch, time, channels)`: y, in the
+        dtype of x.
 
     Raises:
         ValueError: for an unknown backend, one that cannot serve this input, a shape, dtype or device that does not
             fit, or (where looking costs no synchronisation: on the CPU) an A that is positive or not finite.
     """
-    _check(x, dt, A, B, C, D, dt_bias, mask)
-    scan = _BACKENDS[_choose_backend(x, A, backend)][0]
-    return scan(x, dt, A, B, C, D, dt_bias, dt_softplus, mask)
+    _check(x, dt, A, B, C, D, dt_bias, gate, mask)
+    backend = _choose_backend(x, A, backend)
+    if backend == "numba":  # gates within its kernels
+        return selective_scan_numba(x, dt, A, B, C, D, dt_bias, dt_softplus, gate, mask)
+    y = _BACKENDS[backend][0](x, dt, A, B, C, D, dt_bias, dt_softplus, mask)
+    return y if gate is None else y.sum(0) * F.silu(gate.to(y.dtype))
 
 
 def available_backends(device="cpu", dtype=torch.float32, d_state=16):
@@ -80,7 +86,7 @@ def _choose_backend(x, A, name):
         logger.warning_once(f"selective_scan passes over the backend {name!r}: {reason}")
 
 
-def _check(x, dt, A, B, C, D, dt_bias, mask):
+def _check(x, dt, A, B, C, D, dt_bias, gate, mask):
     if x.ndim != 4 or x.shape[0] not in (1, 2) or 0 in x.shape:
         raise ValueError(f"x is {tuple(x.shape)}; expected [1 or 2 directions, batch, time, channels], none of them 0")
     directions, batch, time, channels = x.shape
@@ -95,6 +101,7 @@ def _check(x, dt, A, B, C, D, dt_bias, mask):
         ("C", C, per_step),
         ("D", D, per_channel),
         ("dt_bias", dt_bias, per_channel),
+        ("gate", gate, x.shape[1:]),
         ("mask", mask, (batch, time)),
     ):
         if tensor is None:

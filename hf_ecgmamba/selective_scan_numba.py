@@ -1,41 +1,44 @@
 """The selective scan on the CPU, compiled by numba: one pass over time forwards, one backwards.
 
-A task is one direction of one sample over a few channels. It walks along time with LANES channels at once in vector
-registers and their states in the nearest cache. Direction 1 counts time downwards: nothing is flipped. The backward
-pass starts from states that the forward pass left every SPAN steps and computes the others again. Tasks share no
-output, and what several of them contribute to is summed afterwards in a fixed order: the result does not depend on
-the number of threads.
-
-The kernels at the end of the file are plain Python functions; `_compile` hands them to numba at first use, so that
-importing this file is cheap and works without numba, and numba keeps the machine code on disk. Whether LLVM would
-vectorise a loop over channels depends on its version and its mood; so a vector of LANES numbers is a type of its own
-here (`_define_vectors`), and the kernels compute with it as with a number. numba's parallel loops are not used, for
-their threading layers abort under concurrent calls or after a fork.
+A task is one sample over a few channels, in one direction after the other. It walks along time with LANES channels at
+once in vector registers and their states in the nearest cache. Direction 1 counts time downwards: nothing is flipped.
+The backward pass starts from states that the forward pass left every SPAN steps and computes the others again. Tasks
+share no output, and what several of them contribute to is summed afterwards in a fixed order: the result does not
+depend on the number of threads.
 """
 
-import importlib.util
-import itertools
 import math
-import operator
-import os
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from collections import namedtuple
 
-import numpy as np
 import torch
 from torch.nn import functional as F
-from transformers.utils import logging
 
-logger = logging.get_logger(__name__)
+from .numba_vectors import (
+    HAS_NUMBA,
+    LANES,
+    LOG2_E,
+    as_rows,
+    fill,
+    jitable,
+    next_task,
+    operator_name,
+    power_of_two,
+    prefetch,
+    read,
+    run_tasks,
+    scratch,
+    silu,
+    softplus,
+    total,
+    unpack,
+    write,
+)
 
-HAS_NUMBA = importlib.util.find_spec("numba") is not None
-# channels in one vector: two registers of AVX-512, four of AVX2, eight of NEON
-LANES = 32
-# vectors of channels in one task: their gradients of B and C are added up before they are written
-VECTORS = 2
+LOG_2 = math.log(2)
 # steps between the states that the forward pass keeps for the backward pass
 SPAN = 32
+# vectors of channels in one task of the backward pass: their gradients of B and C are added up before they are written
+VECTORS = 2
 
 
 def why_not_numba(x, A):
@@ -47,10 +50,10 @@ def why_not_numba(x, A):
     return None
 
 
-def selective_scan_numba(x, dt, A, B, C, D=None, dt_bias=None, dt_softplus=False, mask=None):
+def selective_scan_numba(x, dt, A, B, C, D=None, dt_bias=None, dt_softplus=False, gate=None, mask=None):
     """Arguments as in [`~selective_scan.selective_scan`], on the CPU."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    tensors = [None if tensor is None else tensor.to(dtype) for tensor in (x, dt, A, B, C, D, dt_bias)]
+    tensors = [None if tensor is None else tensor.to(dtype) for tensor in (x, dt, A, B, C, D, dt_bias, gate)]
     learns = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
     return _scan(*tensors, dt_softplus, mask, learns)[0].to(x.dtype)
 
@@ -58,7 +61,7 @@ def selective_scan_numba(x, dt, A, B, C, D=None, dt_bias=None, dt_softplus=False
 # custom operators: torch.compile takes them as they are and looks no further
 
 
-@torch.library.custom_op("hf_ecgmamba::selective_scan", mutates_args=())
+@torch.library.custom_op(operator_name(__name__, "selective_scan"), mutates_args=())
 def _scan(
     x: torch.Tensor,
     dt: torch.Tensor,
@@ -67,23 +70,26 @@ def _scan(
     C: torch.Tensor,
     D: torch.Tensor | None,
     dt_bias: torch.Tensor | None,
+    gate: torch.Tensor | None,
     dt_softplus: bool,
     mask: torch.Tensor | None,
     keep_states: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """y, and the state at the start of every span, which the backward pass needs (empty without keep_states)."""
-    arrays = _as_arrays(x, dt, A, B, C, D, dt_bias, mask)
-    y, saved = torch.empty(arrays[0].shape, dtype=x.dtype), x.new_empty(_shape_of_saved(x, A, keep_states))
-    _run_tasks(_compile()[0], y.shape, dt_softplus, *arrays, y.numpy(), saved.numpy())
+    inputs = _Inputs(x, dt, A, B, C, D, dt_bias, gate, dt_softplus, mask)
+    *outer, _ = x.shape if gate is None else x.shape[1:]
+    y = x.new_empty(*outer, inputs.channels)
+    saved = x.new_empty(_shape_of_saved(x, A, keep_states))
+    inputs.run(_forward, _ForwardArrays, LANES, y=y, saved=saved if keep_states else None)
     return y[..., : x.shape[-1]].contiguous(), saved
 
 
 @_scan.register_fake
-def _(x, dt, A, B, C, D, dt_bias, dt_softplus, mask, keep_states):
-    return x.new_empty(x.shape), x.new_empty(_shape_of_saved(x, A, keep_states))
+def _(x, dt, A, B, C, D, dt_bias, gate, dt_softplus, mask, keep_states):
+    return x.new_empty(x.shape if gate is None else x.shape[1:]), x.new_empty(_shape_of_saved(x, A, keep_states))
 
 
-@torch.library.custom_op("hf_ecgmamba::selective_scan_backward", mutates_args=())
+@torch.library.custom_op(operator_name(__name__, "selective_scan_backward"), mutates_args=())
 def _scan_backward(
     dy: torch.Tensor,
     x: torch.Tensor,
@@ -93,43 +99,50 @@ def _scan_backward(
     C: torch.Tensor,
     D: torch.Tensor | None,
     dt_bias: torch.Tensor | None,
+    gate: torch.Tensor | None,
     dt_softplus: bool,
     mask: torch.Tensor | None,
     saved: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of x, dt, A, B, C, D, dt_bias, in the shapes of [`selective_scan`]'s arguments."""
-    arrays = _as_arrays(x, dt, A, B, C, D, dt_bias, mask)
-    directions, batch, time, channels = arrays[0].shape
-    d_state, groups = A.shape[2], -(-channels // (LANES * VECTORS))
-    dx, d_dt = (torch.empty(directions, batch, time, channels, dtype=x.dtype) for _ in range(2))
+) -> list[torch.Tensor]:
+    """Gradients of x, dt, A, B, C, D, dt_bias and gate, in the shapes of [`selective_scan`]'s arguments."""
+    inputs = _Inputs(x, dt, A, B, C, D, dt_bias, gate, dt_softplus, mask)
+    directions, batch, time, _ = x.shape
+    channels, d_state, per_task = inputs.channels, A.shape[2], LANES * VECTORS
+    dx, d_dt = (x.new_empty(directions, batch, time, channels) for _ in range(2))
+    d_gate = x.new_empty(batch, time, channels)
     # what each task adds to gradients that tasks have in common, summed below in a fixed order
-    dA = torch.empty(directions, batch, d_state, channels, dtype=x.dtype)
-    dD, d_bias = torch.empty(2, directions, batch, channels, dtype=x.dtype)
-    dB, dC = torch.empty(2, groups, directions, batch, time, d_state, dtype=x.dtype)
-    gradients = [tensor.numpy() for tensor in (dx, d_dt, dA, dB, dC, dD, d_bias)]
-    dy = F.pad(dy, (0, channels - dy.shape[-1])).contiguous().numpy()
-    _run_tasks(_compile()[1], dx.shape, dt_softplus, *arrays, saved.numpy(), dy, *gradients)
-    gradients = (dx, d_dt, dA.sum(1), dD.sum(1), d_bias.sum(1))
-    dx, d_dt, dA, dD, d_bias = (gradient[..., : x.shape[-1]].contiguous() for gradient in gradients)
-    return dx, d_dt, dA.transpose(1, 2).contiguous(), dB.sum(0), dC.sum(0), dD, d_bias
+    dA = x.new_empty(directions, batch, d_state, channels)
+    dD, d_bias = x.new_empty(2, directions, batch, channels)
+    dB, dC = x.new_empty(2, -(-channels // per_task), directions, batch, time, d_state)
+    dy = F.pad(dy, (0, channels - dy.shape[-1])).contiguous()
+    outputs = {"dx": dx, "d_dt": d_dt, "dA": dA, "dB": dB, "dC": dC, "dD": dD, "d_bias": d_bias, "d_gate": d_gate}
+    inputs.run(_backward, _BackwardArrays, per_task, saved=saved, dy=dy, **outputs)
+    dA, dD, d_bias = (gradient.sum(1) for gradient in (dA, dD, d_bias))
+    dx, d_dt, dA, dD, d_bias, d_gate = (
+        gradient[..., : x.shape[-1]].contiguous() for gradient in (dx, d_dt, dA, dD, d_bias, d_gate)
+    )
+    return [dx, d_dt, dA.transpose(1, 2).contiguous(), dB.sum(0), dC.sum(0), dD, d_bias, d_gate]
 
 
 @_scan_backward.register_fake
-def _(dy, x, dt, A, B, C, D, dt_bias, dt_softplus, mask, saved):
+def _(dy, x, dt, A, B, C, D, dt_bias, gate, dt_softplus, mask, saved):
     per_channel = A.shape[:2]
-    return tuple(x.new_empty(shape) for shape in (x.shape, x.shape, A.shape, B.shape, C.shape, *(per_channel,) * 2))
+    shapes = (x.shape, x.shape, A.shape, B.shape, C.shape, per_channel, per_channel, x.shape[1:])
+    return [x.new_empty(shape) for shape in shapes]
 
 
 def _keep_for_backward(ctx, inputs, output):
-    x, dt, A, B, C, D, dt_bias, ctx.dt_softplus, mask, _ = inputs
-    ctx.save_for_backward(x, dt, A, B, C, D, dt_bias, mask, output[1])
+    x, dt, A, B, C, D, dt_bias, gate, ctx.dt_softplus, mask, _ = inputs
+    ctx.save_for_backward(x, dt, A, B, C, D, dt_bias, gate, mask, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
 def _differentiate(ctx, dy, _):
-    x, dt, A, B, C, D, dt_bias, mask, saved = ctx.saved_tensors
-    *gradients, dD, d_bias = _scan_backward(dy, x, dt, A, B, C, D, dt_bias, ctx.dt_softplus, mask, saved)
-    return *gradients, None if D is None else dD, None if dt_bias is None else d_bias, None, None, None
+    x, dt, A, B, C, D, dt_bias, gate, mask, saved = ctx.saved_tensors
+    gradients = _scan_backward(dy, x, dt, A, B, C, D, dt_bias, gate, ctx.dt_softplus, mask, saved)
+    optional = zip(gradients[5:], (D, dt_bias, gate), strict=True)
+    optional = (None if tensor is None else gradient for gradient, tensor in optional)
+    return *gradients[:5], *optional, None, None, None
 
 
 _scan.register_autograd(_differentiate, setup_context=_keep_for_backward)
@@ -141,370 +154,299 @@ def _shape_of_saved(x, A, keep_states):
     return directions, batch, spans, A.shape[2], -(-channels // LANES) * LANES
 
 
-def _as_arrays(x, dt, A, B, C, D, dt_bias, mask):
-    """The tensors as numpy arrays in C order, without a copy where they already are.
+class _Inputs:
+    """The scan's arguments as the kernels want them.
 
     Zeros fill up the last vector of channels and stand for what is absent; A becomes [directions, d_state, channels].
+    B, C and gate may be slices of a wider tensor: they are read where they are.
     """
-    absent = x.new_zeros(A.shape[0], A.shape[1])
-    tensors = [x, dt, A.transpose(1, 2), absent if D is None else D, absent if dt_bias is None else dt_bias]
-    if x.shape[-1] % LANES:
-        tensors = [F.pad(tensor, (0, -tensor.shape[-1] % LANES)) for tensor in tensors]
-    mask = torch.empty(0, 0, dtype=torch.bool) if mask is None else mask
-    return [tensor.detach().contiguous().numpy() for tensor in (*tensors, B, C, mask)]
+
+    def __init__(self, x, dt, A, B, C, D, dt_bias, gate, dt_softplus, mask):
+        absent = x.new_zeros(A.shape[0], A.shape[1])
+        dense = {"x": x, "dt": dt, "A": A.transpose(1, 2)}
+        dense |= {"D": absent if D is None else D, "dt_bias": absent if dt_bias is None else dt_bias}
+        padding = -x.shape[-1] % LANES
+        if padding:
+            dense = {name: F.pad(tensor, (0, padding)) for name, tensor in dense.items()}
+            gate = None if gate is None else F.pad(gate, (0, padding))
+        dense = {name: tensor.contiguous() for name, tensor in dense.items()}
+        B, C, gate = (None if tensor is None else as_rows(tensor) for tensor in (B, C, gate))
+        mask = None if mask is None else mask.to(x.dtype).contiguous()
+        self.tensors = dense | {"B": B, "C": C, "gate": gate, "mask": mask}
+        directions, self.batch, time, self.channels = dense["x"].shape
+        rows = [0 if tensor is None else tensor.stride(-2) for tensor in (B, C, gate)]
+        flags = [dt_softplus, gate is not None, mask is not None]
+        self.sizes = [directions, self.batch, time, self.channels, A.shape[2], *rows, *flags]
+
+    def run(self, kernel, arrays, per_task, **outputs):
+        num_tasks = self.batch * -(-self.channels // per_task)
+        sizes = _Sizes(*self.sizes, keeps_states=outputs["saved"] is not None)
+        run_tasks(kernel, self.tensors["x"].dtype, num_tasks, sizes, arrays(**self.tensors, **outputs))
 
 
-def _run_tasks(kernel, shape, *arguments):
-    """Runs `kernel` for every direction, sample and group of channels on as many threads as torch would use."""
-    directions, batch, _, channels = shape
-    tasks = list(itertools.product(range(directions), range(batch), range(0, channels, LANES * VECTORS)))
-    queue = iter(tasks)
+_Sizes = namedtuple(
+    "_Sizes",
+    "directions batch time channels d_state B_row C_row gate_row dt_softplus has_gate has_mask keeps_states",
+)
+_INPUTS = "x dt A D dt_bias B C gate mask"
+_ForwardArrays = namedtuple("_ForwardArrays", f"{_INPUTS} y saved")
+_BackwardArrays = namedtuple("_BackwardArrays", f"{_INPUTS} saved dy dx d_dt dA dB dC dD d_bias d_gate")
 
-    def work():
-        for task in queue:  # next() of a list's iterator is atomic: each task is taken once
-            kernel(*task, *arguments)
-
-    others = min(torch.get_num_threads(), len(tasks)) - 1
-    futures = [_pool(os.getpid(), torch.get_num_threads()).submit(work) for _ in range(others)]
-    work()
-    for future in futures:
-        future.result()
+# The kernels. Their arrays are flat. A span lies at a place (direction, sample, first channel, first step, number of
+# steps), whose steps are counted from where the scan starts.
 
 
-@cache
-def _pool(process, num_threads):
-    """Threads do not survive a fork: the child process has a pool of its own."""
-    return ThreadPoolExecutor(num_threads, thread_name_prefix="selective_scan")
+def _forward(job):
+    sizes, arrays = unpack(job, _Sizes, _ForwardArrays)
+    batch, time, channels, d_state = sizes.batch, sizes.time, sizes.channels, sizes.d_state
+    x, A, saved = arrays.x, arrays.A, arrays.saved
+    states, rates = scratch(x, d_state * LANES), scratch(x, d_state * LANES)
+    steps, drives, outputs = scratch(x, SPAN * LANES), scratch(x, SPAN * LANES), scratch(x, SPAN * LANES)
+    vectors, spans = channels // LANES, (time + SPAN - 1) // SPAN
+    task = next_task(job)
+    while task >= 0:
+        sample, first = task // vectors, task % vectors * LANES
+        for direction in range(sizes.directions):
+            for s in range(sizes.d_state):
+                write(rates, s * LANES, read(A, (direction * d_state + s) * channels + first) * LOG2_E)
+                write(states, s * LANES, fill(x, 0.0))
+            for span in range(spans):
+                if sizes.keeps_states:
+                    for s in range(sizes.d_state):
+                        at = (((direction * batch + sample) * spans + span) * d_state + s) * channels + first
+                        write(saved, at, read(states, s * LANES))
+                place = direction, sample, first, span * SPAN, min(SPAN, time - span * SPAN)
+                _read_steps(sizes, arrays, place, steps, drives, outputs)
+                _walk(sizes, arrays, place, rates, states, steps, drives, outputs)
+                _write_outputs(sizes, arrays, place, outputs)
+        task = next_task(job)
 
 
-def _compile():
-    """The kernels as machine code, from the disk where an earlier process left it there."""
-    with _compiling:
-        return _compile_once()
+@jitable
+def _rows(sizes, direction, sample, i):
+    """Where the step lies that is i steps from where the scan starts: in tensors of both directions, of one."""
+    t = sizes.time - 1 - i if direction == 1 else i
+    return (direction * sizes.batch + sample) * sizes.time + t, sample * sizes.time + t
 
 
-_compiling = threading.Lock()
+@jitable
+def _read_steps(sizes, arrays, place, steps, drives, outputs):
+    (direction, sample, first, start, count), channels = place, sizes.channels
+    x, dt, y, gate = arrays.x, arrays.dt, arrays.y, arrays.gate
+    bias, skip = read(arrays.dt_bias, direction * channels + first), read(arrays.D, direction * channels + first)
+    ahead = SPAN if direction == 0 else -SPAN
+    for j in range(count):
+        row, shared = _rows(sizes, direction, sample, start + j)
+        here = row * channels + first
+        for array in (x, dt):
+            prefetch(array, here + ahead * channels)
+        prefetch(y, (shared if sizes.has_gate else row) * channels + first + ahead * channels)
+        if sizes.has_gate and direction == sizes.directions - 1:
+            prefetch(gate, (shared + ahead) * sizes.gate_row + first)
+        signal, step = read(x, here), read(dt, here) + bias
+        if sizes.dt_softplus:
+            step, _ = softplus(step)
+        write(steps, j * LANES, step)
+        write(drives, j * LANES, step * signal)
+        write(outputs, j * LANES, skip * signal)
 
 
-@cache
-def _compile_once():
-    import numba
-
-    global _softplus
-
-    _define_vectors()
-    options = {"nogil": True, "error_model": "numpy"}
-    _softplus = numba.njit(**options)(_softplus)
-    kernels = [numba.njit(**options)(kernel) for kernel in (_forward, _backward)]
-    try:
-        for kernel in kernels:
-            kernel.enable_caching()
-    except RuntimeError as error:
-        logger.warning_once(f"selective_scan: every process compiles its kernels anew, for {error}")
-    return kernels
-
-
-def _define_vectors():
-    """Gives the kernels their vectors: a numba type, its four operations, and the functions assigned at the end."""
-    from llvmlite import ir
-    from numba import types
-    from numba.extending import intrinsic, models, overload, register_model
-
-    global _read, _write, _fill, _sum, _maximum, _where_positive, _power, _log1p
-
-    class Vector(types.Type):
-        def __init__(self, element):
-            self.element = element
-            super().__init__(name=f"Vector({element})")
-
-    @register_model(Vector)
-    class VectorModel(models.PrimitiveModel):
-        def __init__(self, manager, vector):
-            super().__init__(manager, vector, ir.VectorType(manager[vector.element].get_value_type(), LANES))
-
-    def is_vector(*kinds):
-        return all(isinstance(kind, Vector) for kind in kinds)
-
-    def constant(like, value):
-        return ir.Constant(like.type, [value] * LANES)
-
-    def address(context, builder, kinds, arguments):
-        array = context.make_array(kinds[0])(context, builder, arguments[0])
-        return builder.gep(array.data, [arguments[1]])
-
-    @intrinsic
-    def read(typing, array, index):
-        def generate(context, builder, signature, arguments):
-            vector = context.get_value_type(signature.return_type)
-            pointer = builder.bitcast(address(context, builder, signature.args, arguments), vector.as_pointer())
-            return builder.load(pointer, align=array.dtype.bitwidth // 8)
-
-        return Vector(array.dtype)(array, index), generate
-
-    @intrinsic
-    def write(typing, array, index, vector):
-        def generate(context, builder, signature, arguments):
-            value = arguments[2]
-            pointer = builder.bitcast(address(context, builder, signature.args, arguments), value.type.as_pointer())
-            builder.store(value, pointer, align=array.dtype.bitwidth // 8)
-            return context.get_dummy_value()
-
-        return types.void(array, index, vector), generate
-
-    @intrinsic
-    def fill(typing, number):
-        def generate(context, builder, signature, arguments):
-            empty = ir.Constant(context.get_value_type(signature.return_type), ir.Undefined)
-            first = builder.insert_element(empty, arguments[0], ir.Constant(ir.IntType(32), 0))
-            return builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
-
-        return Vector(number)(number), generate
-
-    @intrinsic
-    def total(typing, vector):
-        def generate(context, builder, signature, arguments):
-            kind, element = arguments[0].type, arguments[0].type.element
-            name = f"llvm.vector.reduce.fadd.v{LANES}f{vector.element.bitwidth}"
-            function = builder.module.globals.get(name) or ir.Function(
-                builder.module, ir.FunctionType(element, [element, kind]), name
-            )
-            # in any order, fixed when compiled
-            return builder.call(function, [ir.Constant(element, -0.0), arguments[0]], fastmath=("reassoc",))
-
-        return vector.element(vector), generate
-
-    @intrinsic
-    def maximum(typing, left, right):
-        def generate(context, builder, signature, arguments):
-            return builder.select(builder.fcmp_unordered(">", *arguments), *arguments)  # NaN on the left stays
-
-        return left(left, right), generate
-
-    @intrinsic
-    def where_positive(typing, condition, positive, other):
-        def generate(context, builder, signature, arguments):
-            return builder.select(builder.fcmp_ordered(">", arguments[0], constant(arguments[0], 0.0)), *arguments[1:])
-
-        return positive(condition, positive, other), generate
-
-    def polynomial(builder, x, coefficients):
-        result = constant(x, coefficients[-1])
-        for coefficient in reversed(coefficients[:-1]):
-            product = builder.fmul(result, x, flags=("contract",))
-            result = builder.fadd(product, constant(x, coefficient), flags=("contract",))
-        return result
-
-    @intrinsic
-    def power(typing, vector):
-        double = vector.element == types.float64
-        digits, largest = (52, 1023) if double else (23, 127)
-        # (2**f - 1) / f on [-0.5, 0.5]: the series for float64; for float32 fitted, relative error of 2**f below 1e-7
-        coefficients = (
-            [math.log(2) ** k / math.factorial(k) for k in range(1, 15)]
-            if double
-            else [0.6931469775948133, 0.2402224207891221, 0.0555073373, 0.0096715130, 0.0013264727]
-        )
-
-        def generate(context, builder, signature, arguments):
-            (exponent,) = arguments
-            for sign, limit in ((">", 1 - largest), ("<", largest)):
-                bound = constant(exponent, float(limit))
-                exponent = builder.select(builder.fcmp_unordered(sign, exponent, bound), exponent, bound)
-            # a number this large has no fraction: adding it rounds to an integer, found in the lowest bits
-            rounder = constant(exponent, 1.5 * 2.0**digits)
-            rounded = builder.fadd(exponent, rounder)
-            f = builder.fsub(exponent, builder.fsub(rounded, rounder))
-            excess = builder.fmul(f, polynomial(builder, f, coefficients))
-            integers = ir.VectorType(ir.IntType(vector.element.bitwidth), LANES)
-            bits = builder.bitcast(rounded, integers)
-            bits = builder.shl(bits, ir.Constant(integers, [digits] * LANES))
-            bits = builder.add(bits, ir.Constant(integers, [largest << digits] * LANES))
-            return context.make_tuple(builder, signature.return_type, (builder.bitcast(bits, exponent.type), excess))
-
-        return types.UniTuple(vector, 2)(vector), generate
-
-    @intrinsic
-    def log1p(typing, vector):
-        # 2 artanh(s) / s as a series in s², s up to 1/3
-        coefficients = [2 / (2 * k + 1) for k in range(17 if vector.element == types.float64 else 8)]
-
-        def generate(context, builder, signature, arguments):
-            (x,) = arguments
-            s = builder.fdiv(x, builder.fadd(x, constant(x, 2.0)))
-            return builder.fmul(s, polynomial(builder, builder.fmul(s, s), coefficients))
-
-        return vector(vector), generate
-
-    def arithmetic(operation, instruction):
-        @intrinsic
-        def apply(typing, left, right):
-            def generate(context, builder, signature, arguments):
-                return getattr(builder, instruction)(*arguments, flags=("contract",))
-
-            return left(left, right), generate
-
-        @overload(operation)
-        def choose(left, right):
-            if is_vector(left, right):
-                return lambda left, right: apply(left, right)
-
-    for operation, instruction in (
-        (operator.add, "fadd"),
-        (operator.sub, "fsub"),
-        (operator.mul, "fmul"),
-        (operator.truediv, "fdiv"),
-    ):
-        arithmetic(operation, instruction)
-    _read, _write, _fill, _sum, _maximum = read, write, fill, total, maximum
-    _where_positive, _power, _log1p = where_positive, power, log1p
+@jitable
+def _walk(sizes, arrays, place, rates, states, steps, drives, outputs):
+    (direction, sample, _, start, count), (B, C) = place, (arrays.B, arrays.C)
+    for j in range(count):
+        row, shared = _rows(sizes, direction, sample, start + j)
+        if sizes.has_mask and arrays.mask[shared] == 0:
+            continue
+        step, drive, output = read(steps, j * LANES), read(drives, j * LANES), read(outputs, j * LANES)
+        for s in range(sizes.d_state):
+            h = read(states, s * LANES)
+            scale, excess = power_of_two(step * read(rates, s * LANES))
+            h = scale * (h + excess * h) + B[row * sizes.B_row + s] * drive
+            write(states, s * LANES, h)
+            output = output + C[row * sizes.C_row + s] * h
+        write(outputs, j * LANES, output)
 
 
-def _softplus(value, zero, one, log2_e):
-    """(softplus(value), its derivative)."""
-    scale, excess = _power((zero - _maximum(value, zero - value)) * log2_e)
-    small = scale + scale * excess  # exp(-|value|)
-    slope = small / (one + small)
-    return _maximum(value, zero) + _log1p(small), _where_positive(value, one - slope, slope)
+@jitable
+def _write_outputs(sizes, arrays, place, outputs):
+    (direction, sample, first, start, count), y = place, arrays.y
+    for j in range(count):
+        row, shared = _rows(sizes, direction, sample, start + j)
+        here, output = row * sizes.channels + first, read(outputs, j * LANES)
+        if sizes.has_mask and arrays.mask[shared] == 0:
+            output = fill(y, 0.0)
+        if sizes.has_gate:
+            here = shared * sizes.channels + first
+            if direction > 0:
+                output = output + read(y, here)
+            if direction == sizes.directions - 1:
+                gated, _ = silu(read(arrays.gate, shared * sizes.gate_row + first))
+                output = output * gated
+        write(y, here, output)
 
 
-def _forward(direction, sample, group, dt_softplus, x, dt, A, D, dt_bias, B, C, mask, y, saved):
-    (_, batch, time, channels), d_state, number = x.shape, A.shape[1], x.dtype.type
-    zero, one, log2_e = _fill(number(0)), _fill(number(1)), _fill(number(1.4426950408889634))
-    states, rates = np.empty(d_state * LANES, x.dtype), np.empty(d_state * LANES, x.dtype)
-    for first in range(group, min(group + LANES * VECTORS, channels), LANES):
-        bias, skip = _read(dt_bias, direction * channels + first), _read(D, direction * channels + first)
-        for s in range(d_state):
-            _write(rates, s * LANES, _read(A, (direction * d_state + s) * channels + first) * log2_e)
-            _write(states, s * LANES, zero)
-        for i in range(time):
-            if saved.shape[2] > 0 and i % SPAN == 0:
-                row = ((direction * batch + sample) * saved.shape[2] + i // SPAN) * d_state
-                for s in range(d_state):
-                    _write(saved, (row + s) * channels + first, _read(states, s * LANES))
-            t = time - 1 - i if direction == 1 else i
-            row = (direction * batch + sample) * time + t
-            here = row * channels + first
-            if mask.size > 0 and not mask[sample, t]:
-                _write(y, here, zero)
-                continue
-            signal, step = _read(x, here), _read(dt, here) + bias
-            if dt_softplus:
-                step, _ = _softplus(step, zero, one, log2_e)
-            drive, output = step * signal, skip * signal
-            for s in range(d_state):
-                h = _read(states, s * LANES)
-                scale, excess = _power(step * _read(rates, s * LANES))
-                h = scale * (h + excess * h) + _fill(B[direction, sample, t, s]) * drive
-                _write(states, s * LANES, h)
-                output = output + _fill(C[direction, sample, t, s]) * h
-            _write(y, here, output)
+def _backward(job):
+    sizes, arrays = unpack(job, _Sizes, _BackwardArrays)
+    batch, time, channels, d_state = sizes.batch, sizes.time, sizes.channels, sizes.d_state
+    x, A, saved, dA = arrays.x, arrays.A, arrays.saved, arrays.dA
+    states, rates = scratch(x, d_state * LANES), scratch(x, d_state * LANES)
+    d_states, d_rates = scratch(x, d_state * LANES), scratch(x, d_state * LANES)
+    signals, steps, slopes = scratch(x, SPAN * LANES), scratch(x, SPAN * LANES), scratch(x, SPAN * LANES)
+    outputs, d_outputs = scratch(x, SPAN * LANES), scratch(x, SPAN * LANES)
+    inputs = signals, steps, slopes, outputs, d_outputs
+    decayed, scales = scratch(x, SPAN * d_state * LANES), scratch(x, SPAN * d_state * LANES)
+    walked = decayed, scales, scratch(x, SPAN * d_state * LANES)
+    groups, spans = (channels + VECTORS * LANES - 1) // (VECTORS * LANES), (time + SPAN - 1) // SPAN
+    task = next_task(job)
+    while task >= 0:
+        sample, group = task // groups, task % groups
+        for direction in range(sizes.directions):
+            plane = direction * batch + sample
+            for first in range(group * VECTORS * LANES, min((group + 1) * VECTORS * LANES, channels), LANES):
+                d_bias_sum, d_skip_sum = fill(x, 0.0), fill(x, 0.0)
+                for s in range(sizes.d_state):
+                    write(rates, s * LANES, read(A, (direction * d_state + s) * channels + first) * LOG2_E)
+                    write(d_states, s * LANES, fill(x, 0.0))
+                    write(dA, (plane * d_state + s) * channels + first, fill(x, 0.0))
+                for span in range(spans - 1, -1, -1):
+                    place = direction, sample, first, span * SPAN, min(SPAN, time - span * SPAN)
+                    for s in range(sizes.d_state):
+                        at = ((plane * spans + span) * d_state + s) * channels + first
+                        write(states, s * LANES, read(saved, at))
+                        write(d_rates, s * LANES, fill(x, 0.0))
+                    _read_steps_and_gradients(sizes, arrays, place, inputs)
+                    _walk_again(sizes, arrays, place, rates, states, inputs, walked)
+                    if sizes.has_gate:
+                        _write_gradient_of_gate(sizes, arrays, place, outputs)
+                    d_bias_span, d_skip_span = _walk_back(
+                        sizes, arrays, place, rates, inputs, walked, d_states, d_rates
+                    )
+                    # sums of sums lose fewer digits over long recordings
+                    d_bias_sum, d_skip_sum = d_bias_sum + d_bias_span, d_skip_sum + d_skip_span
+                    for s in range(sizes.d_state):
+                        at = (plane * d_state + s) * channels + first
+                        write(dA, at, read(dA, at) + read(d_rates, s * LANES))
+                write(arrays.d_bias, plane * channels + first, d_bias_sum)
+                write(arrays.dD, plane * channels + first, d_skip_sum)
+        task = next_task(job)
 
 
-def _backward(
-    direction,
-    sample,
-    group,
-    dt_softplus,
-    x,
-    dt,
-    A,
-    D,
-    dt_bias,
-    B,
-    C,
-    mask,
-    saved,
-    dy,
-    dx,
-    d_dt,
-    dA,
-    dB,
-    dC,
-    dD,
-    d_bias,
-):
-    (_, batch, time, channels), d_state, number = x.shape, A.shape[1], x.dtype.type
-    zero, one, log2_e = _fill(number(0)), _fill(number(1)), _fill(number(1.4426950408889634))
-    log_2, per_span = _fill(number(0.6931471805599453)), SPAN * LANES
-    states, rates, d_states, d_rates = np.empty((4, d_state * LANES), x.dtype)
-    steps, slopes, signals, drives = np.empty((4, per_span), x.dtype)
-    decayed, scales, excesses = np.empty((3, per_span * d_state), x.dtype)
-    plane, part = direction * batch + sample, group // (LANES * VECTORS)
-    for first in range(group, min(group + LANES * VECTORS, channels), LANES):
-        bias, skip = _read(dt_bias, direction * channels + first), _read(D, direction * channels + first)
-        d_bias_sum, d_skip_sum = zero, zero
-        for s in range(d_state):
-            _write(rates, s * LANES, _read(A, (direction * d_state + s) * channels + first) * log2_e)
-            _write(d_states, s * LANES, zero)
-            _write(dA, (plane * d_state + s) * channels + first, zero)
-        for span in range(saved.shape[2] - 1, -1, -1):
-            start = span * SPAN
-            count = min(SPAN, time - start)
-            # forwards: the states again
-            for s in range(d_state):
-                _write(
-                    states, s * LANES, _read(saved, ((plane * saved.shape[2] + span) * d_state + s) * channels + first)
-                )
-                _write(d_rates, s * LANES, zero)
-            for j in range(count):
-                t = time - 1 - start - j if direction == 1 else start + j
-                if mask.size > 0 and not mask[sample, t]:
-                    continue
-                here = (plane * time + t) * channels + first
-                signal, step, slope = _read(x, here), _read(dt, here) + bias, one
-                if dt_softplus:
-                    step, slope = _softplus(step, zero, one, log2_e)
-                drive = step * signal
-                _write(steps, j * LANES, step)
-                _write(slopes, j * LANES, slope)
-                _write(signals, j * LANES, signal)
-                _write(drives, j * LANES, drive)
-                for s in range(d_state):
-                    h, at = _read(states, s * LANES), (j * d_state + s) * LANES
-                    scale, excess = _power(step * _read(rates, s * LANES))
-                    h = scale * (h + excess * h)
-                    _write(scales, at, scale)
-                    _write(excesses, at, excess)
-                    _write(decayed, at, h)
-                    _write(states, s * LANES, h + _fill(B[direction, sample, t, s]) * drive)
-            # backwards: the gradients; d_states holds that of the state before the step, as far as it is known
-            d_bias_span, d_skip_span = zero, zero
-            for j in range(count - 1, -1, -1):
-                t = time - 1 - start - j if direction == 1 else start + j
-                here = (plane * time + t) * channels + first
-                if mask.size > 0 and not mask[sample, t]:
-                    _write(dx, here, zero)
-                    _write(d_dt, here, zero)
-                    for s in range(d_state):
-                        dB[part, direction, sample, t, s] = 0
-                        dC[part, direction, sample, t, s] = 0
-                    continue
-                step, signal, drive = _read(steps, j * LANES), _read(signals, j * LANES), _read(drives, j * LANES)
-                d_output = _read(dy, here)
-                d_step, d_drive, through_drive = zero, zero, _sum(d_output * drive)
-                for s in range(d_state):
-                    b, at = B[direction, sample, t, s], (j * d_state + s) * LANES
-                    h, excess = _read(decayed, at), _read(excesses, at)
-                    d_h = _read(d_states, s * LANES) + _fill(C[direction, sample, t, s]) * d_output
-                    d_exponent = d_h * h
-                    d_step = d_step + d_exponent * _read(rates, s * LANES)
-                    d_drive = d_drive + _fill(b) * d_h
-                    _write(d_rates, s * LANES, _read(d_rates, s * LANES) + d_exponent * step)
-                    _write(d_states, s * LANES, _read(scales, at) * (d_h + excess * d_h))
-                    d_b, d_c = _sum(d_h * drive), _sum(d_output * h) + b * through_drive
-                    if first > group:
-                        d_b += dB[part, direction, sample, t, s]
-                        d_c += dC[part, direction, sample, t, s]
-                    dB[part, direction, sample, t, s] = d_b
-                    dC[part, direction, sample, t, s] = d_c
-                d_step = (d_step * log_2 + d_drive * signal) * _read(slopes, j * LANES)
-                _write(dx, here, d_drive * step + skip * d_output)
-                _write(d_dt, here, d_step)
-                d_bias_span, d_skip_span = d_bias_span + d_step, d_skip_span + d_output * signal
-            # sums of sums lose fewer digits over long recordings
-            d_bias_sum, d_skip_sum = d_bias_sum + d_bias_span, d_skip_sum + d_skip_span
-            for s in range(d_state):
-                at = (plane * d_state + s) * channels + first
-                _write(dA, at, _read(dA, at) + _read(d_rates, s * LANES))
-        _write(d_bias, plane * channels + first, d_bias_sum)
-        _write(dD, plane * channels + first, d_skip_sum)
+@jitable
+def _read_steps_and_gradients(sizes, arrays, place, inputs):
+    (direction, sample, first, start, count), channels = place, sizes.channels
+    signals, steps, slopes, outputs, d_outputs = inputs
+    x, dt, gate, dy = arrays.x, arrays.dt, arrays.gate, arrays.dy
+    bias, skip = read(arrays.dt_bias, direction * channels + first), read(arrays.D, direction * channels + first)
+    ahead = SPAN if direction == 1 else -SPAN  # the spans are taken from the end of the scan
+    for j in range(count):
+        row, shared = _rows(sizes, direction, sample, start + j)
+        here = row * channels + first
+        for array in (x, dt, arrays.dx, arrays.d_dt):
+            prefetch(array, here + ahead * channels)
+        signal, step, slope = read(x, here), read(dt, here) + bias, fill(x, 1.0)
+        if sizes.dt_softplus:
+            step, slope = softplus(step)
+        if sizes.has_gate:
+            prefetch(gate, (shared + ahead) * sizes.gate_row + first)
+            for array in (dy, arrays.d_gate):
+                prefetch(array, (shared + ahead) * channels + first)
+            gated, _ = silu(read(gate, shared * sizes.gate_row + first))
+            d_output = read(dy, shared * channels + first) * gated
+        else:
+            prefetch(dy, here + ahead * channels)
+            d_output = read(dy, here)
+        write(signals, j * LANES, signal)
+        write(steps, j * LANES, step)
+        write(slopes, j * LANES, slope)
+        write(outputs, j * LANES, skip * signal)
+        write(d_outputs, j * LANES, d_output)
+
+
+@jitable
+def _walk_again(sizes, arrays, place, rates, states, inputs, walked):
+    """As the forward pass did, from the state that it left; keeps each state as it was before the step wrote to it,
+    and its decay."""
+    (direction, sample, _, start, count), (signals, steps, _, outputs, _) = place, inputs
+    (decayed, scales, excesses), (B, C) = walked, (arrays.B, arrays.C)
+    for j in range(count):
+        row, shared = _rows(sizes, direction, sample, start + j)
+        if sizes.has_mask and arrays.mask[shared] == 0:
+            continue
+        step, output = read(steps, j * LANES), read(outputs, j * LANES)
+        drive = step * read(signals, j * LANES)
+        for s in range(sizes.d_state):
+            h, at = read(states, s * LANES), (j * sizes.d_state + s) * LANES
+            scale, excess = power_of_two(step * read(rates, s * LANES))
+            h = scale * (h + excess * h)
+            write(scales, at, scale)
+            write(excesses, at, excess)
+            write(decayed, at, h)
+            h = h + B[row * sizes.B_row + s] * drive
+            write(states, s * LANES, h)
+            output = output + C[row * sizes.C_row + s] * h
+        write(outputs, j * LANES, output)
+
+
+@jitable
+def _write_gradient_of_gate(sizes, arrays, place, outputs):
+    """The last direction knows the sum of the outputs; the first leaves its own where the gradient will be."""
+    (direction, sample, first, start, count), d_gate = place, arrays.d_gate
+    for j in range(count):
+        _, shared = _rows(sizes, direction, sample, start + j)
+        here, output = shared * sizes.channels + first, read(outputs, j * LANES)
+        if sizes.has_mask and arrays.mask[shared] == 0:
+            output = fill(d_gate, 0.0)
+        if direction > 0:
+            output = output + read(d_gate, here)
+        if direction == sizes.directions - 1:
+            _, slope = silu(read(arrays.gate, shared * sizes.gate_row + first))
+            output = output * slope * read(arrays.dy, here)
+        write(d_gate, here, output)
+
+
+@jitable
+def _walk_back(sizes, arrays, place, rates, inputs, walked, d_states, d_rates):
+    """Writes gradients; `d_states` is that of the state before the step, as far as later steps know it.
+
+    Returns the span's share of the gradients of dt_bias and D.
+    """
+    (direction, sample, first, start, count), d_state = place, sizes.d_state
+    (signals, steps, slopes, _, d_outputs), (decayed, scales, excesses) = inputs, walked
+    x, B, C, dx, d_dt, dB, dC = arrays.x, arrays.B, arrays.C, arrays.dx, arrays.d_dt, arrays.dB, arrays.dC
+    group, skip = first // (VECTORS * LANES), read(arrays.D, direction * sizes.channels + first)
+    d_bias, d_skip = fill(x, 0.0), fill(x, 0.0)
+    for j in range(count - 1, -1, -1):
+        row, shared = _rows(sizes, direction, sample, start + j)
+        here = row * sizes.channels + first
+        part = (group * sizes.directions * sizes.batch * sizes.time + row) * d_state
+        if sizes.has_mask and arrays.mask[shared] == 0:
+            write(dx, here, fill(x, 0.0))
+            write(d_dt, here, fill(x, 0.0))
+            for s in range(sizes.d_state):
+                dB[part + s] = 0
+                dC[part + s] = 0
+            continue
+        step, signal, d_output = read(steps, j * LANES), read(signals, j * LANES), read(d_outputs, j * LANES)
+        drive = step * signal
+        d_step, d_drive, through_drive = fill(x, 0.0), fill(x, 0.0), total(d_output * drive)
+        for s in range(sizes.d_state):
+            b, at = B[row * sizes.B_row + s], (j * d_state + s) * LANES
+            h, excess = read(decayed, at), read(excesses, at)
+            d_h = read(d_states, s * LANES) + C[row * sizes.C_row + s] * d_output
+            d_exponent = d_h * h
+            d_step = d_step + d_exponent * read(rates, s * LANES)
+            d_drive = d_drive + b * d_h
+            write(d_rates, s * LANES, read(d_rates, s * LANES) + d_exponent * step)
+            write(d_states, s * LANES, read(scales, at) * (d_h + excess * d_h))
+            d_b, d_c = total(d_h * drive), total(d_output * h) + b * through_drive
+            if first > group * VECTORS * LANES:  # what the task's first vector of channels wrote
+                d_b += dB[part + s]
+                d_c += dC[part + s]
+            dB[part + s] = d_b
+            dC[part + s] = d_c
+        d_step = (d_step * LOG_2 + d_drive * signal) * read(slopes, j * LANES)
+        write(dx, here, d_drive * step + skip * d_output)
+        write(d_dt, here, d_step)
+        d_bias, d_skip = d_bias + d_step, d_skip + d_output * signal
+    return d_bias, d_skip

@@ -47,6 +47,7 @@ def parser():
 
 def read(options):
     """The pipeline's answer for one clip."""
+    import torch
     from transformers.utils import logging
 
     from .configuration_mse_adapter import MseConfig
@@ -57,8 +58,15 @@ def read(options):
     model_type = MseConfig.get_config_dict(options.model, revision=options.revision)[0].get("model_type")
     if model_type != MseConfig.model_type:
         raise ValueError(f"--model {options.model} holds a model of type {model_type!r}; expected an MSE-Adapter")
+    try:
+        torch.empty(0, device=options.device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"--device {options.device} cannot be used: {error}") from None
     logging.disable_progress_bar()
-    processor = MseProcessor.from_pretrained(options.model, revision=options.revision)
+    try:
+        processor = MseProcessor.from_pretrained(options.model, revision=options.revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--model {options.model} has no processor that can be read: {error}") from None
     model = MseForConditionalGeneration.from_pretrained(
         options.model, revision=options.revision, trust_remote_code=options.trust_remote_code, dtype="auto"
     )

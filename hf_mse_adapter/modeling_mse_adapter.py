@@ -1,38 +1,37 @@
-"""MSE-Adapter (AAAI-25, arXiv 2502.12478): the trainable modules, how they speak to a frozen LLM, and a model of both.
+"""MSE-Adapter (AAAI-25, arXiv 2502.12478): the trainable modules, and a model of them and a frozen LLM.
 
-Audio and vision become a few pseudo tokens that stand before the text; the LLM then writes the label. Whatever LLM it
-is, only its embeddings are looked at, and it runs by `inputs_embeds`. Where the paper is silent, docstrings say
-"choice".
+Audio and vision become a few pseudo tokens, whose place is before the text; how an LLM takes them is written in
+`adapted_language_model.py`. Where the paper is silent, docstrings say "choice".
 """
 
 import copy
 import json
-from dataclasses import dataclass
-from inspect import signature
+import os
 from pathlib import Path, PurePosixPath
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import ModelOutput, cached_file
+from transformers import AutoModel, PreTrainedModel
+from transformers.utils import cached_file
 
-from .answers import Prediction, left_padded_prompts, require_finite
+from .adapted_language_model import (
+    device_of,
+    embedding_width,
+    forward_with_adapter,
+    generate_with_adapter,
+    load_language_model,
+    predict_with_adapter,
+    prepare_inputs,
+    require_embeddings_are_enough,
+    train_only_adapter,
+)
 from .configuration_mse_adapter import MseAdapterConfig, MseConfig
 
 PEFT_CONTAINER = "mse_adapter_modules"
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
-BATCH_FIELDS = (
-    "input_ids",
-    "attention_mask",
-    "pseudo_token_mask",
-    "text_mask",
-    "audio_values",
-    "audio_attention_mask",
-    "vision_values",
-    "vision_attention_mask",
-)
 
 
 class ModalityEncoder(nn.Module):
@@ -199,272 +198,6 @@ class MseAdapter(nn.Module):
         return F.l1_loss(output[:, 0], label_values.to(output.dtype))
 
 
-@dataclass
-class MseOutput(ModelOutput):
-    """
-    Args:
-        loss (`torch.Tensor` [], *optional*): with labels, or label_values for a head.
-        logits (`torch.Tensor` [batch, positions, vocabulary]): of the LLM, only at `logit_positions`.
-        logit_positions (`torch.Tensor` int64 [positions]):
-            Where they are in the sequence: every position that predicts a label token in any row (logits at position
-            t predict token t + 1); without labels, or with the head alone, each row's last prompt token.
-        head_output (`torch.Tensor` [batch, 1 or classes], *optional*): the number, or the classes' logits.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    logit_positions: torch.Tensor | None = None
-    head_output: torch.Tensor | None = None
-
-
-def prepare_inputs(
-    adapter,
-    llm,
-    input_ids=None,
-    attention_mask=None,
-    pseudo_token_mask=None,
-    text_mask=None,
-    audio_values=None,
-    audio_attention_mask=None,
-    vision_values=None,
-    vision_attention_mask=None,
-    labels=None,
-):
-    """
-    Embed the tokens, and put the pseudo tokens among them.
-
-    Args:
-        adapter (`MseAdapter`), llm (`PreTrainedModel`).
-        input_ids (`torch.Tensor` int64 [batch, length]); attention_mask [batch, length], all ones by default. Padding
-            may be on either side.
-        pseudo_token_mask (bool [batch, length]):
-            Places kept for pseudo tokens, as many as there are in each row. Without it they are put in front of all.
-        text_mask (bool [batch, length]):
-            The tokens of the utterance, whose mean guides the mixer. By default all but padding, kept places, labels.
-        audio_values, vision_values (float [batch, steps, features]), audio_attention_mask, vision_attention_mask
-            ([batch, steps], by default all ones). None, no step, or a row of zeros in the mask: missing.
-        labels (int64 [batch, length]): -100 where nothing is to be learnt.
-
-    Returns:
-        `dict`: inputs_embeds [batch, length (+ P), hidden_size] in the LLM's dtype, attention_mask, position_ids
-        (counted by the mask, so that padding shifts nothing), and labels if given.
-
-    Raises:
-        ValueError: naming the argument, what came and what is expected.
-    """
-    if input_ids is None or input_ids.ndim != 2 or 0 in input_ids.shape:
-        came = None if input_ids is None else list(input_ids.shape)
-        raise ValueError(f"input_ids has the shape {came}; expected [batch, length] with at least one token")
-    embeds = llm.get_input_embeddings()(input_ids)
-    if embeds.shape[-1] != adapter.projector.projection.out_features:
-        expected = adapter.projector.projection.out_features
-        raise ValueError(
-            f"the LLM's embeddings have width {embeds.shape[-1]}; expected {expected}, as the adapter has"
-        )
-    device = embeds.device
-    token_fields = {
-        "attention_mask": attention_mask,
-        "pseudo_token_mask": pseudo_token_mask,
-        "text_mask": text_mask,
-        "labels": labels,
-    }
-    for name, value in token_fields.items():
-        if value is not None and value.shape != input_ids.shape:
-            raise ValueError(f"{name} has the shape {list(value.shape)}; expected {list(input_ids.shape)}")
-    mask = torch.ones_like(input_ids, device=device) if attention_mask is None else attention_mask.to(device).long()
-    is_place = None if pseudo_token_mask is None else pseudo_token_mask.to(device).bool()
-    is_text = mask.bool() if text_mask is None else text_mask.to(device).bool() & mask.bool()
-    if text_mask is None and is_place is not None:
-        is_text = is_text & ~is_place
-    if text_mask is None and labels is not None:
-        is_text = is_text & (labels.to(device) == -100)
-
-    audio = _modality("audio", audio_values, audio_attention_mask, adapter.audio_dim, len(embeds), device)
-    vision = _modality("vision", vision_values, vision_attention_mask, adapter.vision_dim, len(embeds), device)
-    pseudo_tokens = adapter(embeds, is_text, *audio, *vision).to(embeds.dtype)
-
-    if is_place is None:
-        front = mask.new_ones(pseudo_tokens.shape[:2])
-        embeds, mask = torch.cat([pseudo_tokens, embeds], dim=1), torch.cat([front, mask], dim=1)
-        labels = None if labels is None else F.pad(labels.to(device), (adapter.num_pseudo_tokens, 0), value=-100)
-    else:
-        counts = is_place.sum(dim=1)
-        if (counts != adapter.num_pseudo_tokens).any():
-            raise ValueError(
-                f"pseudo_token_mask keeps {counts.tolist()} places in its rows; expected {adapter.num_pseudo_tokens}"
-            )
-        embeds = embeds.masked_scatter(is_place[..., None], pseudo_tokens)
-    inputs = {
-        "inputs_embeds": embeds,
-        "attention_mask": mask,
-        "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
-    }
-    return inputs if labels is None else inputs | {"labels": labels.to(device)}
-
-
-def _modality(name, values, mask, dim, batch_size, device):
-    """Values [batch, steps, features] and bool mask [batch, steps] of a modality, with no step where it is missing."""
-    if values is None:
-        values, mask = torch.zeros(batch_size, 0, dim), None
-    if values.ndim != 3 or len(values) != batch_size or values.shape[2] != dim:
-        raise ValueError(f"{name}_values has the shape {list(values.shape)}; expected [{batch_size}, steps, {dim}]")
-    if mask is None:
-        mask = torch.ones(values.shape[:2], dtype=torch.bool)
-    if mask.shape != values.shape[:2]:
-        raise ValueError(f"{name}_attention_mask has the shape {list(mask.shape)}; expected {list(values.shape[:2])}")
-    values, mask = values.to(device), mask.to(device).bool()
-    if not values.masked_fill(~mask[..., None], 0).isfinite().all():
-        raise ValueError(f"{name}_values holds NaN or infinite numbers at true steps; expected finite ones")
-    return values, mask
-
-
-def forward_with_adapter(adapter, llm, label_values=None, num_items_in_batch=None, **inputs):
-    """
-    Run the LLM behind the adapter; logits and loss only where a label is.
-
-    Args:
-        adapter (`MseAdapter`), llm (`PreTrainedModel`).
-        label_values ([batch], *optional*): numbers or class indices for the head.
-        num_items_in_batch (`int` or `torch.Tensor`, *optional*):
-            Label tokens in all batches that one optimiser step accumulates, as Trainer counts them. The loss is then
-            this batch's share of the mean over them: exact for label tokens. A head's mean counts by the same share,
-            so batches weigh by their label tokens.
-        inputs: arguments of `prepare_inputs`; others go to the LLM.
-
-    Returns:
-        `MseOutput`
-    """
-    llm_options = {name: inputs.pop(name) for name in list(inputs) if name not in (*BATCH_FIELDS, "labels")}
-    if llm_options.pop("inputs_embeds", None) is not None:
-        raise ValueError("inputs_embeds cannot be used with an MSE-Adapter, which embeds by itself; give input_ids")
-    prepared = prepare_inputs(adapter, llm, **inputs)
-    labels = prepared.pop("labels", None)
-    mask = prepared["attention_mask"].bool()
-    is_prompt = mask if labels is None else mask & (labels == -100)
-    steps = torch.arange(mask.shape[1], device=mask.device)
-    prompt_ends = torch.where(is_prompt, steps, 0).amax(dim=1)
-
-    learns_tokens = labels is not None and adapter.head_use != "alone"
-    wanted = torch.zeros_like(steps, dtype=torch.bool)
-    if learns_tokens:
-        wanted[:-1] = (labels[:, 1:] != -100).any(dim=0)
-        if not wanted.any():
-            raise ValueError("labels has no token to learn; expected one other than -100, not in the first position")
-    if not learns_tokens or adapter.head_use == "beside":
-        wanted[prompt_ends] = True
-    positions = wanted.nonzero()[:, 0]
-    logits, hidden_states = _run_llm(llm, prepared, positions, adapter.head_use != "none", llm_options)
-
-    losses, head_output = [], None
-    if learns_tokens:
-        targets = F.pad(labels, (0, 1), value=-100)[:, positions + 1].to(logits.device)
-        losses.append(F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100))
-    if hidden_states is not None:
-        places = torch.searchsorted(positions, prompt_ends).to(hidden_states.device)
-        rows = torch.arange(len(places), device=places.device)
-        head_output = adapter.head_output(hidden_states[rows, places].to(prompt_ends.device))
-        if label_values is not None:
-            losses.append(adapter.head_loss(head_output, label_values.to(head_output.device)))
-    loss = sum(item.to(losses[0].device) for item in losses) if losses else None
-    if loss is not None and num_items_in_batch is not None and labels is not None:
-        own_items = (labels[:, 1:] != -100).sum()
-        loss = loss * own_items.to(loss.device) / torch.as_tensor(num_items_in_batch, device=loss.device)
-    return MseOutput(loss=loss, logits=logits, logit_positions=positions, head_output=head_output)
-
-
-def _run_llm(llm, prepared, positions, needs_hidden_states, options):
-    """Logits [batch, positions, vocabulary] and, if needed, the last hidden states [batch, positions, hidden_size]."""
-    parameters = signature(llm.forward).parameters
-    options = {name: value for name, value in options.items() if value is not None} | {"use_cache": False}
-    inputs = {name: value for name, value in prepared.items() if name != "position_ids" or name in parameters}
-    can_choose = "logits_to_keep" in parameters
-    if can_choose:
-        inputs["logits_to_keep"] = positions
-
-    seen = []
-    output_embeddings = llm.get_output_embeddings() if needs_hidden_states else None
-    if output_embeddings is not None:
-        # what the output layer is given is the last hidden state; asking for all layers' would hold them in memory
-        hook = output_embeddings.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-    elif needs_hidden_states:
-        options["output_hidden_states"] = True
-    try:
-        outputs = llm(**inputs, **options)
-    finally:
-        if output_embeddings is not None:
-            hook.remove()
-    logits = outputs.logits if can_choose else outputs.logits[:, positions.to(outputs.logits.device)]
-    if not needs_hidden_states:
-        return logits, None
-    if seen:
-        hidden_states, whole = seen[0], not can_choose
-    else:
-        hidden_states, whole = outputs.hidden_states[-1], True
-    return logits, hidden_states[:, positions.to(hidden_states.device)] if whole else hidden_states
-
-
-def generate_with_adapter(adapter, llm, **kwargs):
-    """
-    The LLM writes on after each prompt.
-
-    Args:
-        adapter (`MseAdapter`), llm (`PreTrainedModel`).
-        kwargs: a batch as `MseProcessor` makes it, padded on either side (label tokens in it are left out), and
-            options of `GenerationMixin.generate`.
-
-    Returns:
-        `torch.Tensor` int64 [batch, new tokens]: the new tokens only.
-    """
-    batch = {name: kwargs.pop(name) for name in (*BATCH_FIELDS, "labels", "label_values") if name in kwargs}
-    prepared = prepare_inputs(adapter, llm, **_prompts(batch))
-    # `generate` counts positions by the mask itself
-    del prepared["position_ids"]
-    return llm.generate(**prepared, **kwargs)
-
-
-def predict_with_adapter(model, adapter, batch, answers, method):
-    """Answer a batch by `method`: "head", by default where there is one, or one of `AnswerFormat.predict`."""
-    if method is None and adapter.head_use != "none":
-        method = "head"
-    if method != "head":
-        return answers.predict(model, batch, method)
-    if adapter.head_use == "none":
-        raise ValueError("method is 'head', but the adapter was configured without one (head='none')")
-    with torch.no_grad():
-        output = forward_with_adapter(adapter, model.language_model, **_prompts(batch)).head_output
-    require_finite(output, "head outputs", model.language_model.dtype)
-    if adapter.task == "classification":
-        return answers.predictions_of(output, "likeliest")
-    values = output[:, 0].clamp(answers.candidates[0], answers.candidates[-1]).tolist()
-    return [Prediction(value, answers.text_of(value)) for value in values]
-
-
-def _prompts(batch):
-    """The batch's prompts, left padded and without labels; a mask is made where there is none."""
-    batch = {name: value for name, value in batch.items() if value is not None}
-    if "input_ids" in batch:
-        batch.setdefault("attention_mask", torch.ones_like(batch["input_ids"]))
-        batch = left_padded_prompts(batch)
-    return {name: batch[name] for name in BATCH_FIELDS if name in batch}
-
-
-def train_only_adapter(llm, mode=True):
-    """
-    Bring a frozen LLM into training mode as far as it may go: without dropout, so that it computes what it does alone
-    (choice). Only a block that is to recompute its activations gets its own `training` flag, as it asks for that; in
-    the few architectures whose blocks apply dropout themselves (OPT), it is active then.
-    """
-    llm.eval()
-    for module in llm.modules():
-        if mode and getattr(module, "gradient_checkpointing", False):
-            module.training = True
-
-
-def embedding_width(llm):
-    """Width of an LLM's input embeddings."""
-    return llm.get_input_embeddings().weight.shape[-1]
-
-
 class MseForConditionalGeneration(PreTrainedModel):
     """
     A frozen causal LLM with an MSE-Adapter: one folder holds the adapter's weights and names the LLM.
@@ -515,10 +248,11 @@ class MseForConditionalGeneration(PreTrainedModel):
         if isinstance(config, MseAdapterConfig):
             config = MseConfig.from_adapter_config(config)
         config = copy.deepcopy(config)
-        if config.backbone_name_or_path is None:
-            config.backbone_name_or_path = backbone.config.name_or_path or None
-        if config.backbone_revision is None and config.backbone_name_or_path == backbone.config.name_or_path:
-            config.backbone_revision = getattr(backbone.config, "_commit_hash", None)
+        name = backbone.config.name_or_path or None
+        if config.backbone_name_or_path in (None, name):
+            # a folder by its full path: elsewhere it would be another one, and "./" means the model's own
+            config.backbone_name_or_path = os.path.abspath(name) if name and os.path.isdir(name) else name
+            config.backbone_revision = config.backbone_revision or getattr(backbone.config, "_commit_hash", None)
         config.hidden_size = embedding_width(backbone)
         return cls(config, backbone)
 
@@ -554,9 +288,12 @@ class MseForConditionalGeneration(PreTrainedModel):
                 local_files_only, force_download) count for the LLM too.
 
         Raises:
-            ValueError: if neither the config names an LLM nor a backbone is given, or the LLM's width does not fit.
+            ValueError: if the folder holds something else, or weights are missing in it, damaged or of other sizes; if
+                neither the config names an LLM nor a backbone is given; if the LLM does not fit or does not run.
             OSError: for a folder or id that is not there.
         """
+        # transformers takes the old name too, and a large LLM must not come in float32 by oversight
+        dtype = kwargs.pop("torch_dtype", None) if dtype is None else dtype
         hub_options = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
         own_place = {name: kwargs[name] for name in ("revision", "subfolder") if kwargs.get(name)}
         folder = pretrained_model_name_or_path
@@ -565,35 +302,48 @@ class MseForConditionalGeneration(PreTrainedModel):
             attn_implementation = attn_implementation or config._attn_implementation
             config = copy.deepcopy(config)
             config._attn_implementation = None
-        loading_info = None
-        if config is None and _is_peft_folder(folder, hub_options | own_place):
-            model = cls._from_peft_folder(folder, hub_options | own_place)
-        else:
-            loaded = super().from_pretrained(folder, *model_args, config=config, dtype=torch.float32, **kwargs)
-            model, loading_info = loaded if isinstance(loaded, tuple) else (loaded, None)
+        wants_loading_info = kwargs.pop("output_loading_info", False)
+        try:
+            if config is None and _is_peft_folder(folder, hub_options | own_place):
+                model, loading_info = cls._from_peft_folder(folder, hub_options | own_place), {}
+            else:
+                _require_own_type(folder, config, hub_options | own_place)
+                model, loading_info = super().from_pretrained(
+                    folder, *model_args, config=config, dtype=torch.float32, output_loading_info=True, **kwargs
+                )
+        except (IndexError, KeyError, RuntimeError, SafetensorError) as error:
+            raise ValueError(f"the weights in {folder} are damaged, or not those of its config: {error}") from error
+        # a new head may be put on, to be trained
+        missing = sorted(name for name in loading_info.get("missing_keys", ()) if not name.startswith("adapter.head."))
+        if missing:
+            raise ValueError(f"the weights in {folder} lack {', '.join(missing)}")
         if backbone is None:
-            named = model.config.backbone_name_or_path
-            if named is None:
-                raise ValueError(f"backbone_name_or_path in the config of {folder} is None; give backbone=")
-            options = hub_options | {
+            options = {
                 "dtype": dtype,
                 "device_map": device_map,
                 "quantization_config": quantization_config,
                 "attn_implementation": attn_implementation,
                 "trust_remote_code": trust_remote_code,
-                "revision": model.config.backbone_revision,
             }
-            if named.startswith("./"):
-                # the LLM lies in this model's own folder or repository
-                options |= {"revision": None} | own_place
-                options["subfolder"] = str(PurePosixPath(own_place.get("subfolder", ""), named))
-                named = folder
-            options |= backbone_options or {}
-            options = {name: value for name, value in options.items() if value is not None}
-            backbone = AutoModelForCausalLM.from_pretrained(named, **options)
+            backbone = model._fetched_language_model(
+                folder, hub_options, own_place, options | (backbone_options or {})
+            )
         model.set_language_model(backbone)
         model.eval()
-        return model if loading_info is None else (model, loading_info)
+        return (model, loading_info) if wants_loading_info else model
+
+    def _fetched_language_model(self, folder, hub_options, own_place, options):
+        """The LLM that the config names; `own_place` is where in the folder or repository this model itself lies."""
+        named = self.config.backbone_name_or_path
+        if named is None:
+            raise ValueError(f"backbone_name_or_path in the config of {folder} is None; give backbone=")
+        where = {"revision": self.config.backbone_revision}
+        if named.startswith("./"):
+            # inside this model's own folder or repository
+            where = own_place | {"subfolder": str(PurePosixPath(own_place.get("subfolder", ""), named))}
+            named = folder
+        options = {name: value for name, value in (hub_options | where | options).items() if value is not None}
+        return load_language_model(named, **options)
 
     @classmethod
     def _from_peft_folder(cls, folder, hub_options):
@@ -607,6 +357,10 @@ class MseForConditionalGeneration(PreTrainedModel):
         config = MseConfig.from_adapter_config(
             MseAdapterConfig(**known), hidden_size=weights["projector.projection.weight"].shape[0]
         )
+        named = config.backbone_name_or_path
+        if named and os.path.isdir(named):
+            # to PEFT, "./" is the working directory
+            config.backbone_name_or_path = os.path.abspath(named)
         model = cls(config)
         model.adapter.load_state_dict(weights)
         return model
@@ -629,17 +383,16 @@ class MseForConditionalGeneration(PreTrainedModel):
         """Take an LLM: freeze it, and put the adapter where its embeddings are.
 
         Raises:
-            ValueError: if its embeddings have another width than the adapter was made for, or it takes none.
+            ValueError: if its embeddings have another width than the adapter was made for, or it does not run by them.
         """
-        if "inputs_embeds" not in signature(backbone.forward).parameters:
-            raise ValueError(f"backbone is a {type(backbone).__name__}; expected an LLM that runs by inputs_embeds")
+        require_embeddings_are_enough(backbone)
         width = embedding_width(backbone)
         if width != self.config.hidden_size:
             raise ValueError(
                 f"backbone has embeddings of width {width}; expected {self.config.hidden_size}, as hidden_size says"
             )
         self.language_model = backbone.requires_grad_(False)
-        self.adapter.to(backbone.get_input_embeddings().weight.device)
+        self.adapter.to(device_of(backbone.get_input_embeddings()))
         if getattr(backbone, "hf_device_map", None) is not None:
             # so that Trainer leaves the LLM where it is
             self.hf_device_map = {f"language_model.{name}": place for name, place in backbone.hf_device_map.items()}
@@ -662,6 +415,7 @@ class MseForConditionalGeneration(PreTrainedModel):
         labels=None,
         label_values=None,
         num_items_in_batch=None,
+        num_samples_in_batch=None,
         **kwargs,
     ):
         """A batch as `MseProcessor` makes it, see `prepare_inputs` and `forward_with_adapter`; returns `MseOutput`."""
@@ -680,6 +434,7 @@ class MseForConditionalGeneration(PreTrainedModel):
             labels=labels,
             label_values=label_values,
             num_items_in_batch=num_items_in_batch,
+            num_samples_in_batch=num_samples_in_batch,
             **kwargs,
         )
 
@@ -738,6 +493,12 @@ def _is_peft_folder(folder, hub_options):
     if cached_file(folder, "config.json", **quietly) is not None:
         return False
     return cached_file(folder, "adapter_config.json", **quietly) is not None
+
+
+def _require_own_type(folder, config, hub_options):
+    fields = MseConfig.get_config_dict(folder, **hub_options)[0] if config is None else config.to_dict()
+    if fields.get("model_type") != MseConfig.model_type:
+        raise ValueError(f"{folder} holds a model of type {fields.get('model_type')!r}; expected an MSE-Adapter")
 
 
 def _leave_out_language_model(module, state_dict, prefix, local_metadata):

@@ -1,5 +1,6 @@
 """`pipeline("multimodal-sentiment")`: what a person said, how it sounded and how they looked in, a feeling out."""
 
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from os import PathLike
 
@@ -22,7 +23,8 @@ class MultimodalSentimentPipeline(Pipeline):
     >>> pipe({"text": "I love it", "audio": "clip_audio.npy", "vision": array})
     {'value': 1.7, 'spread': 0.6}
 
-    Takes a dict, a list of dicts, or any iterable of them (answers then come as they are ready):
+    Takes a dict, a list of dicts, or any other iterable of them, such as a `datasets.Dataset` (answers then come one
+    by one, as they are ready):
         - text (`str`): the utterance;
         - audio, vision: arrays [time, features] or [features], nested lists, or paths of .npy files; None or left out
           where missing;
@@ -58,6 +60,10 @@ class MultimodalSentimentPipeline(Pipeline):
         return {}, {} if method is None else {"method": method}, {}
 
     def __call__(self, inputs, **kwargs):
+        inputs = list(inputs) if isinstance(inputs, tuple) else inputs
+        if isinstance(inputs, Iterable) and not isinstance(inputs, Mapping | list | str):
+            # transformers streams generators, and torch's data sets, but no other iterable
+            inputs = (sample for sample in inputs)
         return [] if isinstance(inputs, list) and not inputs else super().__call__(inputs, **kwargs)
 
     def preprocess(self, samples):
@@ -76,9 +82,18 @@ class MultimodalSentimentPipeline(Pipeline):
 
     def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
         # transformers pads samples that were prepared one by one; ours are padded where they are prepared, as a batch
-        samples = iter(inputs)
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size!r}; expected a whole number of at least 1")
+        samples, done = iter(inputs), 0
         while chunk := list(islice(samples, batch_size)):
-            yield from super().run_single(chunk, preprocess_params, forward_params, postprocess_params)
+            try:
+                answers = super().run_single(chunk, preprocess_params, forward_params, postprocess_params)
+            except ValueError as error:
+                if not done:
+                    raise
+                raise ValueError(f"{error} (counted from number {done} of all)") from error
+            yield from answers
+            done += len(chunk)
 
     def save_pretrained(self, save_directory, **kwargs):
         """Model, processor, pipeline and their code as a folder that `pipeline(model=folder)` loads anywhere."""
@@ -114,6 +129,8 @@ def _opened(sample, index):
             path = sample[modality]
             try:
                 sample[modality] = np.load(path, allow_pickle=False)
+                if not isinstance(sample[modality], np.ndarray):
+                    raise ValueError("it is an archive of several arrays")
             except (ValueError, EOFError) as error:
                 raise ValueError(f"{modality} of sample {index}: {path} is no .npy file of numbers: {error}") from None
     return sample

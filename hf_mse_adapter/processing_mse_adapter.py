@@ -46,6 +46,12 @@ class MseProcessor(ProcessorMixin):
             `PROMPT_TEMPLATES`.
         num_pseudo_tokens (`int`): places kept for the pseudo tokens.
         num_context_utterances (`int`, *optional*): how many of the earlier utterances are shown; None shows all given.
+        max_text_tokens, max_audio_length, max_vision_length (`int`, *optional*):
+            What an utterance may hold: tokens of its text, steps of audio and of vision. Of a longer one the beginning
+            is kept, as the paper's procedure does with text (its feature files are cut already; that their beginning
+            is kept too is a choice). Nothing else of the prompt is ever cut: neither tags and task nor speaker and
+            earlier utterances. None: no limit. The paper's: MOSEI 50, 500, 375; SIMS-v2 50, 925, 232; MELD 65, 157,
+            32; CHERMA 78, 543, 16.
         padding_side (`"left"` or `"right"`): where prompts are padded; features are padded on the right.
         feature_statistics (`dict`, *optional*): what `fit` has found: {"audio": {"mean": [...], "std": [...]}, ...}.
 
@@ -73,6 +79,9 @@ class MseProcessor(ProcessorMixin):
         prompt_template=None,
         num_pseudo_tokens=4,
         num_context_utterances=None,
+        max_text_tokens=None,
+        max_audio_length=None,
+        max_vision_length=None,
         padding_side="left",
         feature_statistics=None,
         chat_template=None,
@@ -87,6 +96,14 @@ class MseProcessor(ProcessorMixin):
             raise ValueError(f"padding_side must be 'left' or 'right', but is {padding_side!r}")
         if num_context_utterances is not None and num_context_utterances < 0:
             raise ValueError(f"num_context_utterances must not be negative, but is {num_context_utterances}")
+        limits = {
+            "max_text_tokens": max_text_tokens,
+            "max_audio_length": max_audio_length,
+            "max_vision_length": max_vision_length,
+        }
+        for name, value in limits.items():
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"{name} must be a whole number of at least 1, or None, but is {value!r}")
         self.audio_dim, self.vision_dim = audio_dim, vision_dim
         self.task = task
         self.label_range, self.label_step = tuple(label_range), label_step
@@ -96,6 +113,8 @@ class MseProcessor(ProcessorMixin):
         self.prompt_template = prompt_template
         self.num_pseudo_tokens = num_pseudo_tokens
         self.num_context_utterances = num_context_utterances
+        self.max_text_tokens = max_text_tokens
+        self.max_audio_length, self.max_vision_length = max_audio_length, max_vision_length
         self.padding_side = padding_side
         self.feature_statistics = self._checked(feature_statistics)
         self.answers = AnswerFormat(tokenizer, task, self.label_range, label_step, self.id2label, label_words)
@@ -125,7 +144,8 @@ class MseProcessor(ProcessorMixin):
 
     def fit(self, samples):
         """
-        Find mean and standard deviation of every feature over the true frames of the training samples, in one pass.
+        Find mean and standard deviation of every feature over the true frames of the training samples, as far as the
+        limits keep them, in one pass.
 
         From then on (and after saving and loading) features are standardised by them. Values that are no finite
         numbers do not count; a feature that never varies keeps its scale.
@@ -232,6 +252,10 @@ class MseProcessor(ProcessorMixin):
         labels = [sample["label"] for sample in samples] if all(has_labels) else None
         return self([sample.get("text") for sample in samples], **columns, labels=labels)
 
+    def num_tokens(self, text, context=None, speaker=None):
+        """How many tokens `__call__` makes of an unlabelled sample, places of pseudo tokens included (`int`)."""
+        return len(self._row(text, context, speaker, None, 0))
+
     def _row(self, text, context, speaker, label, index):
         """One sample's token ids and, for each, whether it is a pseudo token's place, of the text, of the label."""
         if not isinstance(text, str):
@@ -246,7 +270,8 @@ class MseProcessor(ProcessorMixin):
             if place == "{pseudo_tokens}":
                 parts.append(([self._padding_id] * self.num_pseudo_tokens, place))
             elif place in written:
-                parts.append((self._tokens(written[place]), place))
+                limit = self.max_text_tokens if place == "{text}" else None
+                parts.append((self._tokens(written[place])[:limit], place))
             else:
                 parts.append((place, None))
         if label is not None:
@@ -303,7 +328,7 @@ class MseProcessor(ProcessorMixin):
         return {f"{modality}_values": values, f"{modality}_attention_mask": mask}
 
     def _frames(self, sequence, modality, index):
-        """One sample's features as an array [time, features], with time 0 where they are missing."""
+        """One sample's features as an array [time, features] of at most the allowed length; time 0 where missing."""
         dim = getattr(self, f"{modality}_dim")
         if sequence is None:
             return np.zeros((0, dim), dtype=np.float32)
@@ -326,7 +351,7 @@ class MseProcessor(ProcessorMixin):
             raise ValueError(
                 f"{modality} must be [time, {dim}], but sample {index} has the shape {list(frames.shape)}"
             )
-        return frames
+        return frames[: getattr(self, f"max_{modality}_length")]
 
     def _features(self, sequence, modality, index):
         """`_frames`, standardised and finite."""

@@ -10,12 +10,15 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from .adapted_language_model import is_remote_code
 from .modeling_mse_adapter import MseForConditionalGeneration
 
 logger = logging.getLogger(__name__)
 
-# the card's template, the endpoint's handler and its requirements, in a clone of the repository
-CARD_FOLDER = Path(__file__).resolve().parents[1] / "model_cards" / "mse_adapter"
+HERE = Path(__file__).resolve().parent
+# the card's template, the endpoint's handler and its requirements: an installed package has them within itself, a
+# clone of the repository beside the package
+CARD_FOLDER = HERE / "model_card" if (HERE / "model_card").is_dir() else HERE.parent / "model_cards" / "mse_adapter"
 
 ENTRY_FILES = (
     "configuration_mse_adapter",
@@ -87,13 +90,17 @@ def save_for_hub(model, processor, folder, *, include_backbone=None, card=None, 
         additions = {"auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
         if include_backbone:
             model.language_model.save_pretrained(staging / BACKBONE_FOLDER)
+            # code that the LLM brings is looked for beside our own, wherever in a repository its weights are
+            for file in (staging / BACKBONE_FOLDER).glob("*.py"):
+                shutil.copyfile(file, staging / file.name)
             additions |= {"backbone_name_or_path": f"./{BACKBONE_FOLDER}", "backbone_revision": None}
         _add_to_json(staging / "config.json", additions)
         for file in ("handler.py", "requirements.txt"):
             if (card_folder / file).is_file():
                 shutil.copyfile(card_folder / file, staging / file)
         if (card_folder / "README.md").is_file():
-            _model_card(model, folder.resolve().name, card or {}, card_folder).save(staging / "README.md")
+            texts = {"backbone_inside": BACKBONE_FOLDER if include_backbone else None} | (card or {})
+            _model_card(model, folder.resolve().name, texts, card_folder).save(staging / "README.md")
         for item in sorted(staging.iterdir(), key=lambda item: item.name == "config.json"):
             if item.is_dir() and (folder / item.name).is_dir():
                 shutil.rmtree(folder / item.name)
@@ -102,9 +109,8 @@ def save_for_hub(model, processor, folder, *, include_backbone=None, card=None, 
 
 
 def _copy_code(folder):
-    here = Path(__file__).parent
     for entry in ENTRY_FILES:
-        file = here / f"{entry}.py"
+        file = HERE / f"{entry}.py"
         for needed in (file, *map(Path, get_relative_import_files(file))):
             shutil.copyfile(needed, folder / needed.name)
 
@@ -117,18 +123,22 @@ def _add_to_json(path, additions):
 def _model_card(model, name, texts, card_folder):
     """The README.md of the folder, from the template in `card_folder`."""
     config, backbone = model.config, model.config.backbone_name_or_path
+    # a folder cannot be linked
+    on_hub = bool(backbone) and backbone[0] not in "./" and not os.path.isdir(backbone)
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="other",
         language=config.language,
         tags=["mse-adapter", "multimodal-sentiment-analysis", "peft", TASK],
-        # the Hub links it; a folder cannot be linked
-        base_model=backbone if backbone and backbone[0] not in "./" else None,
+        base_model=backbone if on_hub else None,
     )
     known = {
         "model_name": name,
         "model_id": name,
-        "backbone": backbone or BACKBONE_FOLDER,
+        "backbone": f"[{backbone}](https://huggingface.co/{backbone})"
+        if on_hub
+        else type(model.language_model).__name__,
+        "llm_has_own_code": is_remote_code(model.language_model),
         "parameters": f"{sum(parameter.numel() for parameter in model.adapter.parameters()):,}",
         "num_pseudo_tokens": config.num_pseudo_tokens,
         "audio_dim": config.audio_dim,

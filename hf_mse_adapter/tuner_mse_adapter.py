@@ -9,17 +9,18 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import register_peft_method
 from torch import nn
 
-from .configuration_mse_adapter import MseAdapterConfig, known_to_peft
-from .modeling_mse_adapter import (
+from .adapted_language_model import (
     BATCH_FIELDS,
-    PEFT_CONTAINER,
-    MseAdapter,
+    device_of,
     forward_with_adapter,
     generate_with_adapter,
     predict_with_adapter,
     prepare_inputs,
+    require_embeddings_are_enough,
     train_only_adapter,
 )
+from .configuration_mse_adapter import MseAdapterConfig, known_to_peft
+from .modeling_mse_adapter import PEFT_CONTAINER, MseAdapter
 
 
 class MseAdapterLayer(nn.Module, BaseTunerLayer):
@@ -46,7 +47,7 @@ class MseAdapterLayer(nn.Module, BaseTunerLayer):
         adapter = MseAdapter(config, hidden_size=weight.shape[-1])
         # float32 whatever the LLM's dtype; on meta, the weights still have to be loaded
         if not any(parameter.is_meta for parameter in adapter.parameters()):
-            adapter.to(weight.device)
+            adapter.to(device_of(self.base_layer))
         self.mse_adapter_modules[adapter_name] = adapter
 
     def forward(self, *args, **kwargs):
@@ -72,6 +73,7 @@ class MseAdapterModel(BaseTuner):
         return peft_config
 
     def _prepare_model(self, peft_config, model):
+        require_embeddings_are_enough(model)
         embedding = model.get_input_embeddings()
         self._embedding_name = next(name for name, module in model.named_modules() if module is embedding)
 
@@ -163,9 +165,13 @@ class MseAdapterModel(BaseTuner):
         """Raises ValueError, see `merge_adapter`."""
         self.merge_adapter()
 
+    def add_weighted_adapter(self, *args, **kwargs):
+        """Raises ValueError: no weighted sum of weights acts as the weighted sum of the adapters."""
+        raise ValueError("MSE-Adapters cannot be added up: they are not linear in their weights. Use one at a time")
+
 
 def _for_bare_llm(kwargs):
-    mine = {*BATCH_FIELDS, "label_values"} - {"input_ids", "attention_mask"}
+    mine = {*BATCH_FIELDS, "label_values", "num_samples_in_batch"} - {"input_ids", "attention_mask"}
     return {name: value for name, value in kwargs.items() if name not in mine}
 
 

@@ -5,6 +5,7 @@ only installed libraries, loads the folder that the training left, reads an ECG 
 """
 
 import argparse
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -46,6 +47,7 @@ def main(arguments=None):
         print(f"\n[{time.perf_counter() - started:4.0f} s] {text}", flush=True)
 
     announce(f"Training an ECGMamba as {options.recipe.name} says")
+    shutil.rmtree(options.output / "ecgmamba", ignore_errors=True)
     run_ecg.main([str(options.recipe), "--output_dir", str(options.output / "ecgmamba"), *overrides])
     announce(f"A patient with {' and '.join(PATIENT_FINDINGS)}, as a WFDB file: {options.output / 'record.hea'}")
     write_patient(options.output)

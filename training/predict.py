@@ -2,21 +2,25 @@
 
     accelerate launch training/predict.py --model DIR_OR_ID --input FOLDER_OR_DATASET --output DIR
 
-writes DIR/scores-*.parquet: one row a recording with `record` (its path in the folder), `seconds`, `score_LABEL` for
-each label, `findings` (labels whose score reaches the threshold), `timeline` and `notes` as the pipeline gives them;
-and DIR/failed.csv: record and reason of those that could not be read. Started again, it goes on with what is missing,
-tries the failed ones once more, and may do so with another number of processes.
+writes DIR/scores-*.parquet: one row a recording with `record` (its path in the folder), `seconds` (its length),
+`score_LABEL` for each label, `findings` (labels whose score reaches the threshold), `timeline` and `notes` as the
+pipeline gives them; and DIR/failed.csv: record and reason of those that could not be read. Started again, it goes on
+with what is missing, tries the failed ones once more, and may do so with another number of processes, but not with
+another model.
 
-    pandas.read_parquet("DIR")     # or datasets.load_dataset("parquet", data_files="DIR/scores-*.parquet")
+    datasets.load_dataset("parquet", data_files="DIR/scores-*.parquet", split="train").to_pandas()
 """
 
 import csv
 import hashlib
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
+from math import isnan
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +34,13 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hf_ecgmamba import EcgClassificationPipeline, EcgMambaFeatureExtractor, EcgMambaForSequenceClassification
-from hf_ecgmamba.pipeline_ecg_classification import ScoredRecording, collate
+from hf_ecgmamba import EcgMambaConfig
+from hf_ecgmamba.pipeline_ecg_classification import ScoredRecording, collate, load_pipeline
 from training.launch import honor_num_processes, runs_on_cpu
 from training.recipe import parse_recipe
 from training.reports import atomic_path
 
+STATED = ("sampling_rate", "leads", "units")
 SUFFIXES = (".hea", ".mat", ".h5", ".hdf5", ".edf", ".bdf", ".npy", ".npz", ".csv", ".tsv", ".txt")
 
 
@@ -46,13 +51,15 @@ class PredictArguments:
         default="",
         metadata={
             "help": "Folder of recordings; or folder (save_to_disk) or Hub id of a dataset with the columns array "
-            "(or path) and, where known, record, sampling_rate, leads, units."
+            "or path and, where known, record, sampling_rate, leads, units."
         },
     )
     output: str = field(default="", metadata={"help": "Folder for the table; what it already holds is skipped."})
     pattern: str = field(default="**/*", metadata={"help": "Which files of the folder to take, as in Path.glob."})
     split: str = field(default="train", metadata={"help": "Which split of a dataset to take."})
     sampling_rate: float | None = field(default=None, metadata={"help": "Hz, of recordings that do not state theirs."})
+    leads: list[str] | None = field(default=None, metadata={"help": "Of recordings that do not name theirs: I II V1."})
+    units: str | None = field(default=None, metadata={"help": "Of recordings that do not state it: mV, uV, V, nV."})
     batch_size: int = field(default=64, metadata={"help": "Windows that pass through the model at once."})
     shard_size: int = field(default=1000, metadata={"help": "Recordings in a file; what a kill can cost a process."})
     num_workers: int = field(default=1, metadata={"help": "Processes that read ahead, for each that computes."})
@@ -70,14 +77,13 @@ def main(arguments=None):
     (options,) = parse_recipe((PredictArguments,), arguments)
     # shares differ in size and machines in speed: whoever is done first waits for days rather than minutes
     state = PartialState(cpu=runs_on_cpu(), timeout=timedelta(days=7))
-    model = EcgMambaForSequenceClassification.from_pretrained(options.model).to(state.device)
-    reader = EcgMambaFeatureExtractor.from_pretrained(options.model)
-    pipeline = EcgClassificationPipeline(model=model, feature_extractor=reader, device=state.device)
+    pipeline = load_pipeline(options.model, device=state.device)
 
     sources = find_sources(options)
     # one process lists for all: files that come or go meanwhile must not shift anybody's share
     sources.names = broadcast_object_list([sources.names])[0]
-    shards = Shards(Path(options.output), list(model.config.id2label.values()), options.model, options.shard_size)
+    labels = list(pipeline.model.config.id2label.values())
+    shards = Shards(Path(options.output), labels, fingerprint(pipeline), options.shard_size)
     if state.is_main_process:
         shards.remove_half_written()
     done = shards.done()
@@ -106,6 +112,18 @@ def main(arguments=None):
         print(f"{len(shards.done())} recordings in {shards.folder}, {len(failed)} failed (failed.csv)")
 
 
+def fingerprint(pipeline):
+    """A hash of all that decides a recording's row, wherever the model lies: weights, labels, thresholds, reading."""
+    config, reading = pipeline.model.config, pipeline.feature_extractor.to_dict()
+    settings = {name: getattr(config, name) for name in (*EcgMambaConfig.__annotations__, "id2label", "problem_type")}
+    settings["reading"] = {name: value for name, value in reading.items() if name != "auto_map"}  # where its code lies
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, weight in sorted(pipeline.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 # -- what there is to read ------------------------------------------------------------------------------------------
 
 
@@ -120,36 +138,46 @@ class Sources:
         return len(self.names)
 
     def __getitem__(self, index):
-        return str(self.place / self.names[index]) if isinstance(self.place, Path) else self.place[index]
+        """A recording, and what is stated of it beside the recording itself: sampling_rate, leads, units."""
+        return (str(self.place / self.names[index]), {}) if isinstance(self.place, Path) else self.place[index]
 
 
 class DatasetRecordings:
-    """Rows of a `datasets.Dataset` as the pipeline takes them."""
+    """Rows of a `datasets.Dataset`: the array or path of a recording, and what further columns state of it."""
 
     def __init__(self, dataset):
-        columns = set(dataset.column_names)
-        if not columns & {"array", "path"}:
-            raise ValueError(f"the dataset has the columns {sorted(columns)}; expected array or path")
-        self.columns = [name for name in ("array", "sampling_rate", "leads", "units") if name in columns]
-        self.dataset = dataset.select_columns(self.columns if "array" in columns else ["path"]).with_format("numpy")
+        self.source = next((name for name in ("array", "path") if name in dataset.column_names), None)
+        if self.source is None:
+            raise ValueError(f"the dataset has the columns {sorted(dataset.column_names)}; expected array or path")
+        columns = [name for name in (self.source, *STATED) if name in dataset.column_names]
+        self.dataset = dataset.select_columns(columns).with_format("numpy")
 
     def __getitem__(self, index):
         row = self.dataset[index]
-        if "path" in row:
-            return str(row["path"])
-        row = {name: value for name, value in row.items() if value is not None}
-        return {**row, **{name: list(map(str, row[name])) for name in ("leads",) if name in row}}
+        source = row.pop(self.source)
+        missing = [name for name, value in row.items() if value is None or (isinstance(value, Real) and isnan(value))]
+        stated = {name: value for name, value in row.items() if name not in missing}
+        if "leads" in stated:
+            stated["leads"] = [None if lead is None else str(lead) for lead in stated["leads"]]
+        return (source if self.source == "array" else str(source)), stated
 
 
 def find_sources(options):
     folder = Path(options.input)
     saved = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+    if folder.is_file():
+        raise ValueError(f"input is {options.input}, a file; expected a folder (python -m hf_ecgmamba reads one file)")
     if folder.is_dir() and not saved:
         output = Path(options.output)
         if output.resolve() == folder.resolve():
             raise ValueError(f"output is {options.output}, the input folder itself; expected another folder")
         is_inside = folder.resolve() in output.resolve().parents
         names = list_recordings(folder, options.pattern, leave_out=output if is_inside else None)
+        if not names:
+            raise ValueError(
+                f"{folder} holds no recording that fits {options.pattern}; expected names ending in "
+                f"{', '.join(SUFFIXES)}"
+            )
         return Sources(names, folder)
     dataset = datasets.load_from_disk(folder) if saved else datasets.load_dataset(options.input, split=options.split)
     if isinstance(dataset, datasets.DatasetDict):
@@ -213,7 +241,9 @@ class Reading(torch.utils.data.IterableDataset):
         worker = torch.utils.data.get_worker_info()
         for index in self.indices if worker is None else self.indices[worker.id :: worker.num_workers]:
             try:
-                windows, _ = self.pipeline.preprocess(self.sources[index], sampling_rate=self.options.sampling_rate)
+                source, stated = self.sources[index]
+                given = {name: stated.get(name, getattr(self.options, name)) for name in STATED}
+                windows, _ = self.pipeline.preprocess(source, **given)
                 yield Piece(index, scored=ScoredRecording(windows))
                 for some in in_batches(windows, self.options.batch_size):
                     yield Piece(index, windows=some)
@@ -269,7 +299,7 @@ def as_row(pipeline, scored):
     except ValueError as error:  # gaps in every window
         return str(error)
     return {
-        "seconds": scored.spans[-1][1],
+        "seconds": scored.duration,
         **{f"score_{finding['label']}": finding["score"] for finding in result["findings"]},
         "findings": [finding["label"] for finding in result["findings"] if finding["present"]],
         "timeline": result["timeline"],
@@ -283,7 +313,7 @@ def as_row(pipeline, scored):
 class Shards:
     """The table in DIR: parquet files of up to `shard_size` rows, each written whole or not at all."""
 
-    def __init__(self, folder, labels, model, shard_size):
+    def __init__(self, folder, labels, fingerprint, shard_size):
         self.folder, self.shard_size, self.rows = folder, shard_size, []
         stretch = {"start": pyarrow.float64(), "end": pyarrow.float64(), "label": pyarrow.string()}
         self.schema = pyarrow.schema(
@@ -295,7 +325,7 @@ class Shards:
                 ("timeline", pyarrow.list_(pyarrow.struct({**stretch, "score": pyarrow.float32()}))),
                 ("notes", pyarrow.list_(pyarrow.string())),
             ],
-            metadata={"model": str(model)},
+            metadata={"model": fingerprint},
         )
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -306,7 +336,8 @@ class Shards:
             written = pyarrow.parquet.read_schema(path)
             if written.names != self.schema.names or written.metadata[b"model"] != self.schema.metadata[b"model"]:
                 raise ValueError(
-                    f"{path} was written for another model; expected an empty folder or one of this model"
+                    f"{path} was written with another model (weights, thresholds or reading differ); expected an "
+                    "empty folder or one of this model"
                 )
             names.update(pyarrow.parquet.read_table(path, columns=["record"])["record"].to_pylist())
         return names

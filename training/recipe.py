@@ -21,21 +21,30 @@ def parse_recipe(argument_types, arguments=None):
 
     Raises:
         OSError: when the recipe cannot be read.
-        ValueError: when it is no mapping, or names a field that none of the dataclasses has.
+        ValueError: when it is no yaml, no mapping, or names a field that none of the dataclasses has; so does a flag.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    parser = HfArgumentParser(argument_types)
+    # an abbreviation would let a misspelt flag pass for another
+    parser = HfArgumentParser(argument_types, allow_abbrev=False)
     if arguments and not arguments[0].startswith("-"):
         recipe = read_recipe(arguments.pop(0), known={f.name for t in argument_types for f in dataclasses.fields(t)})
         parser.set_defaults(**recipe)
         for action in parser._actions:
             action.required = action.required and action.dest not in recipe
-    return parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    *parsed, unknown = parser.parse_args_into_dataclasses(
+        arguments, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        raise ValueError(f"the command line has {' '.join(unknown)}; no such arguments (see --help)")
+    return tuple(parsed)
 
 
 def read_recipe(path, known):
     """The mapping in the yaml file at `path`, each key one of `known`."""
-    recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    try:
+        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"recipe {path} is no yaml: {' '.join(str(error).split())}") from None
     if not isinstance(recipe, dict):
         raise ValueError(
             f"recipe {path} holds {type(recipe).__name__}; expected a mapping of argument names to values"

@@ -4,9 +4,11 @@
 
 A recipe names a data set and whatever differs from the defaults below; flags win over the recipe. The run leaves a
 Hub-ready folder: model, feature extractor, pipeline and code, with metrics.json, training_curve.png and checkpoints
-beside them. Interrupted, it goes on exactly where it was with `--resume_from_checkpoint`.
+beside them. Interrupted, the same command with `--resume_from_checkpoint` goes on exactly where it was; one whose
+result would be another is refused.
 """
 
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +27,16 @@ from hf_ecgmamba import (
     EcgMambaForSequenceClassification,
     save_for_hub,
 )
-from training.checkpoints import EpochSampler, SetEpoch, last_checkpoint
+from hf_ecgmamba.feature_extraction_ecgmamba import SHORTEST_SECONDS
+from training.checkpoints import (
+    FINISHED,
+    EpochSampler,
+    SetEpoch,
+    describe_run,
+    find_checkpoint,
+    record_run,
+    train_from,
+)
 from training.data.cpsc2018 import load_cpsc2018
 from training.data.ecg_augmentation import EcgAugmentation
 from training.data.ecg_crops import EvaluationCrops, TrainingCrops, collate_crops
@@ -60,11 +71,6 @@ class DataArguments:
     crop_pooling: str = field(
         default="mean", metadata={"help": "How probabilities of a recording's windows become one: mean or max."}
     )
-    time_shift_seconds: float = field(default=0.0, metadata={"help": "See EcgAugmentation for this and the next."})
-    lead_dropout: float = 0.0
-    amplitude_scaling: float = 0.0
-    noise: float = 0.0
-    baseline_wander: float = 0.0
 
     def __post_init__(self):
         if self.dataset not in ("simulated", "ptbxl", "cpsc2018", "folder"):
@@ -73,6 +79,11 @@ class DataArguments:
             raise ValueError(f"data_dir is missing; expected the folder that holds {self.dataset}")
         if self.crop_pooling not in ("mean", "max"):
             raise ValueError(f"crop_pooling is {self.crop_pooling!r}; expected mean or max")
+        if self.crop_seconds is not None and not SHORTEST_SECONDS <= self.crop_seconds < math.inf:
+            raise ValueError(f"crop_seconds is {self.crop_seconds}; expected at least {SHORTEST_SECONDS} s")
+        for name in ("num_records", "preprocessing_workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
 
 
 @dataclass
@@ -132,8 +143,11 @@ class EcgTrainingArguments(TrainingArguments):
         super().__post_init__()
 
 
+ARGUMENTS = (DataArguments, EcgAugmentation, ModelArguments, EcgTrainingArguments)
+
+
 def main(arguments=None):
-    data, network, training = parse_recipe((DataArguments, ModelArguments, EcgTrainingArguments), arguments)
+    data, augmentation, network, training = parse_recipe(ARGUMENTS, arguments)
     set_seed(training.seed)
     collection = load_collection(data)
     model, feature_extractor = build_model(network, collection.label_names)
@@ -143,15 +157,15 @@ def main(arguments=None):
         if split not in splits:
             raise ValueError(f"the data set has no recording in {split}; expected some in train and in validation")
 
-    trainer = build_trainer(model, feature_extractor, splits, data, training)
-    checkpoint = training.resume_from_checkpoint
-    if checkpoint in ("last", "True", True):
-        checkpoint = last_checkpoint(training.output_dir, training.world_size)
-        if checkpoint is None:
-            print(
-                f"{training.output_dir} holds no whole checkpoint of {training.world_size} process(es): starting anew"
-            )
-    trainer.train(resume_from_checkpoint=checkpoint)
+    deciding = {split: splits[split] for split in ("train", "validation")}
+    made_with = describe_run((data, augmentation, network, training), model.config, deciding, training.world_size)
+    resume = training.resume_from_checkpoint
+    checkpoint = find_checkpoint(
+        training.output_dir, made_with, {None: False, "last": True, "True": True}.get(resume, resume)
+    )
+    record_run(training.output_dir, made_with)
+    trainer = build_trainer(model, feature_extractor, splits, data, augmentation, training)
+    train_from(trainer, checkpoint)
 
     report = final_evaluation(trainer, feature_extractor, splits, data.crop_pooling)
     if trainer.is_world_process_zero():
@@ -164,12 +178,12 @@ def main(arguments=None):
             dataset=f"{data.dataset} ({measured_on})",
             metrics={name: report[split][name] for name in ("macro_auc", "macro_auprc", "macro_f1")},
         )
-        write_json(Path(training.output_dir) / "metrics.json", report)
         plot_training_curves(
             {data.dataset: trainer.state.log_history},
             Path(training.output_dir) / "training_curve.png",
             metric="macro_auc",
         )
+        write_json(Path(training.output_dir) / FINISHED, report)
         for split, metrics in report.items():
             print(
                 f"{split}, {metrics['records']} recordings: macro AUC {metrics['macro_auc']:.4f}, "
@@ -206,8 +220,29 @@ def build_model(network, label_names):
         return EcgMambaForSequenceClassification(config), EcgMambaFeatureExtractor.from_model_config(config, **reading)
     # made anew rather than altered, so that every field is checked
     config = EcgMambaConfig(**{**EcgMambaConfig.from_pretrained(pretrained).to_dict(), **given, **labels})
-    model = EcgMambaForSequenceClassification.from_pretrained(pretrained, config=config, ignore_mismatched_sizes=True)
+    model = load_pretrained(pretrained, config)
     return model, EcgMambaFeatureExtractor.from_pretrained(pretrained, **given, **reading)
+
+
+def load_pretrained(name_or_path, config):
+    """The pre-trained weights under a head for the labels of `config`, a new one where their number is another.
+
+    Raises:
+        ValueError: where the network that `config` describes has other weights than these.
+    """
+    model, loading = EcgMambaForSequenceClassification.from_pretrained(
+        name_or_path, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    heads = ("classifier.", "decoder.", "mask_embedding")  # of this class and of masked modelling
+    names = {*loading["missing_keys"], *loading["unexpected_keys"], *(key for key, *_ in loading["mismatched_keys"])}
+    foreign = sorted(name for name in names if not name.startswith(heads))
+    if foreign:
+        listed = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
+        raise ValueError(
+            f"model_name_or_path is {name_or_path}, whose weights do not fit this network ({listed}); expected a "
+            "network of the same shape and leads (optional_leads may name those that recordings lack)"
+        )
+    return model
 
 
 class EcgTrainer(Trainer):
@@ -222,12 +257,9 @@ class EcgTrainer(Trainer):
         return sampler
 
 
-def build_trainer(model, feature_extractor, splits, data, training):
+def build_trainer(model, feature_extractor, splits, data, augmentation, training):
     config = model.config
     crop_seconds = config.window_seconds if data.crop_seconds is None else data.crop_seconds
-    augmentation = EcgAugmentation(
-        data.time_shift_seconds, data.lead_dropout, data.amplitude_scaling, data.noise, data.baseline_wander
-    )
     validation = EvaluationCrops(splits["validation"], feature_extractor)
     metric = load_metric()
     label_names = [config.id2label[index] for index in range(config.num_labels)]

@@ -5,7 +5,8 @@
 A recipe names a data set, a backbone and whatever differs from the defaults below; flags win over the recipe. Every
 seed leaves a Hub-ready folder `seed_N` (adapter, processor, pipeline and code; of the LLM only its name), its metrics
 and its predictions as csv; all seeds together results.json, results.md with mean and deviation, and the curves as a
-picture. Interrupted, the same command with `--resume_from_checkpoint` goes on exactly where it was.
+picture. Interrupted, the same command with `--resume_from_checkpoint` goes on exactly where it was; one whose result
+would be another is refused.
 """
 
 import copy
@@ -22,7 +23,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     EarlyStoppingCallback,
@@ -30,23 +30,31 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import SaveStrategy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from hf_mse_adapter.adapted_language_model import load_language_model
 from hf_mse_adapter.answers import methods_of
 from hf_mse_adapter.configuration_mse_adapter import MseConfig
 from hf_mse_adapter.modeling_mse_adapter import MseForConditionalGeneration
 from hf_mse_adapter.processing_mse_adapter import PROMPT_TEMPLATES, MseProcessor
 from hf_mse_adapter.publishing_mse_adapter import save_for_hub
-from training.checkpoints import EpochSampler, SetEpoch, last_checkpoint
+from training.checkpoints import (
+    FINISHED,
+    EpochSampler,
+    SetEpoch,
+    describe_run,
+    find_checkpoint,
+    record_run,
+    train_from,
+)
 from training.data.msa_augmentation import FeatureAugmentation
 from training.data.msa_batches import MsaSamples
 from training.data.msa_functionals import with_window_functionals
 from training.data.msa_parquet import load_msa_parquet
 from training.data.msa_pickles import load_mmsa_pickle, load_mse_adapter_pickle
-from training.data.msa_samples import SPLIT_NAMES, count_replaced
+from training.data.msa_samples import MODALITIES, SPLIT_NAMES, count_replaced
 from training.data.ravdess import load_ravdess_features
 from training.data.simulated_msa import load_simulated_msa
 from training.data.tiny_language_model import build_tiny_language_model
@@ -58,6 +66,7 @@ logger = logging.getLogger(__name__)
 
 METRICS = Path(__file__).resolve().parent / "metrics"
 TINY = "tiny"
+DTYPES = ("float32", "bfloat16", "float16", "auto")
 AUGMENTATIONS = tuple(field.name for field in fields(FeatureAugmentation) if field.name != "statistics")
 
 
@@ -84,6 +93,11 @@ class DataArguments:
     )
     language: str = field(default="en", metadata={"help": "Of the prompt: en or zh."})
     num_context_utterances: int = field(default=0, metadata={"help": "Earlier utterances of the dialogue to show."})
+    max_text_tokens: int | None = field(
+        default=None, metadata={"help": "Tokens of an utterance; of a longer one the beginning is kept."}
+    )
+    max_audio_length: int | None = field(default=None, metadata={"help": "Steps of audio, likewise."})
+    max_vision_length: int | None = field(default=None, metadata={"help": "Steps of vision, likewise."})
     withhold: list[str] = field(
         default_factory=list, metadata={"help": "Of text, audio and vision, what the model never sees."}
     )
@@ -109,6 +123,13 @@ class DataArguments:
             raise ValueError(f"data_path is missing; expected where the {self.dataset} data lies")
         if self.task not in ("regression", "classification"):
             raise ValueError(f"task is {self.task!r}; expected regression or classification")
+        tasks = {"mmsa": "regression", "ravdess_features": "classification"}
+        if self.task != tasks.get(self.dataset, self.task):
+            raise ValueError(
+                f"task is {self.task!r}; expected {tasks[self.dataset]}, as {self.dataset} has such labels"
+            )
+        if self.labels is not None and self.task == "regression":
+            raise ValueError(f"labels is {self.labels}; expected none in a regression (or task classification)")
         if self.swap_vision and self.task != "classification":
             raise ValueError(f"swap_vision is {self.swap_vision}; expected 0 where labels are numbers")
         if self.metric not in ("mosi", "sims"):
@@ -124,7 +145,7 @@ class ModelArguments:
     """What is not given keeps the default of MseConfig."""
 
     backbone: str = field(
-        default="tiny", metadata={"help": "Id or folder of a causal LLM, or `tiny`: a random one built on the spot."}
+        default=TINY, metadata={"help": "Id or folder of a causal LLM, or `tiny`: a random one built on the spot."}
     )
     backbone_revision: str | None = None
     trust_remote_code: bool = False
@@ -152,6 +173,10 @@ class ModelArguments:
             raise ValueError(f"memory_steps is {self.memory_steps}; expected at least 3")
         if self.quantization not in (None, "4bit", "8bit"):
             raise ValueError(f"quantization is {self.quantization!r}; expected 4bit or 8bit")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
+        if self.backbone == TINY and self.quantization:
+            raise ValueError(f"quantization is {self.quantization!r}; expected none for the backbone {TINY!r}")
 
 
 @dataclass
@@ -163,12 +188,14 @@ class MsaTrainingArguments(TrainingArguments):
         default_factory=lambda: [1111, 2222, 3333, 4444, 5555], metadata={"help": "One training each."}
     )
     early_stopping_patience: int | None = field(
-        default=8, metadata={"help": "Epochs without a better validation score before training ends."}
+        default=8, metadata={"help": "Evaluations without a better score before training ends; 0 or null: never."}
     )
     head_label_smoothing: float = field(
         default=0.0, metadata={"help": "For a classifying head that is alone, in training."}
     )
-    group_by_length: bool = field(default=True, metadata={"help": "Batches of clips of like length."})
+    group_by_length: bool = field(
+        default=True, metadata={"help": "Batches of clips of like cost, see MsaSamples.costs."}
+    )
     learning_rate: float = 5e-5
     lr_scheduler_type: str = "cosine"
     warmup_steps: float = 0.1
@@ -192,8 +219,19 @@ class MsaTrainingArguments(TrainingArguments):
         # without it, the processes of a machine without accelerator would not find each other
         self.use_cpu = self.use_cpu or runs_on_cpu()
         super().__post_init__()
+        if self.fp16 and self.use_cpu:
+            raise ValueError("fp16 is True, but there is no GPU; expected bf16 or neither")
+        if self.early_stopping_patience is not None and self.early_stopping_patience < 0:
+            raise ValueError(f"early_stopping_patience is {self.early_stopping_patience}; expected 0 or more")
+        if self.early_stopping_patience and self.eval_strategy == "no":
+            raise ValueError(
+                f"early_stopping_patience is {self.early_stopping_patience}, but eval_strategy is no; expected 0, or "
+                "evaluations"
+            )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds is {self.seeds}; expected one or more different numbers")
+        if self.seed != type(self).__dataclass_fields__["seed"].default:
+            raise ValueError(f"seed is {self.seed}; expected seeds instead, one training each")
 
 
 def main(arguments=None):
@@ -207,7 +245,7 @@ def main(arguments=None):
     with training.main_process_first(desc="reading the data"):
         splits = load_splits(data)
     if training.process_index == 0:
-        report_replaced(splits)
+        report_splits(splits)
     backbone, tokenizer = load_backbone(network, splits["train"]["text"][:])
     processor, config = build_processor(data, network, splits["train"], tokenizer)
 
@@ -217,7 +255,21 @@ def main(arguments=None):
             prolong_memory(model.adapter.audio_encoder.lstm, network.memory_steps)
         return model
 
-    runs = {seed: train_seed(seed, data, network, training, splits, new_model, processor) for seed in training.seeds}
+    deciding = {split: splits[split] for split in ("train", "valid")}
+    made_with = describe_run((data, network, training), new_model().config, deciding, training.world_size)
+    folders = {seed: Path(training.output_dir) / f"seed_{seed}" for seed in training.seeds}
+    # of all seeds, before hours go into the first
+    checkpoints = {
+        seed: find_checkpoint(folder, made_with | {"seed": seed}, training.resume_from_checkpoint)
+        for seed, folder in folders.items()
+    }
+    runs = {}
+    for seed, folder in folders.items():
+        if training.resume_from_checkpoint and (folder / FINISHED).is_file():
+            runs[seed] = read_finished(folder)
+            continue
+        record_run(folder, made_with | {"seed": seed})
+        runs[seed] = train_seed(seed, folder, checkpoints[seed], data, network, training, splits, new_model, processor)
     if training.process_index == 0:
         write_results(runs, Path(training.output_dir), data)
     return {seed: metrics for seed, (metrics, _) in runs.items()}
@@ -247,11 +299,39 @@ def load_splits(data):
     if data.task == "classification":
         splits = with_named_classes(splits, data.labels)
         data.labels = data.labels or sorted({str(label) for label in splits["train"]["label"]})
-        for split, dataset in splits.items():
+    require_known_labels(splits, data)
+    require_equal_widths(splits)
+    return splits
+
+
+def require_known_labels(splits, data):
+    """Raise ValueError for a class without name, or a number outside the range."""
+    for split, dataset in splits.items():
+        if data.task == "classification":
             unknown = {str(label) for label in dataset["label"]} - set(data.labels)
             if unknown:
                 raise ValueError(f"the {split} split has the labels {sorted(unknown)}; expected {data.labels}")
-    return splits
+            continue
+        labels, (low, high) = np.asarray(dataset["label"][:]), data.label_range
+        # float32 labels may stand a rounding error outside
+        outside = np.flatnonzero((labels < low - 1e-6) | (labels > high + 1e-6))
+        if len(outside):
+            raise ValueError(
+                f"label_range is {data.label_range}, but {len(outside)} labels of the {split} split are outside, as "
+                f"{labels[outside[0]]:g} of sample {dataset[int(outside[0])]['id']}; expected all within"
+            )
+
+
+def require_equal_widths(splits):
+    """Raise ValueError where a modality has more features in one split than in another."""
+    for modality in MODALITIES:
+        widths = {
+            split: dataset.features[modality].shape[1]
+            for split, dataset in splits.items()
+            if np.any(dataset[f"{modality}_steps"][:])
+        }
+        if len(set(widths.values())) > 1:
+            raise ValueError(f"{modality} has {widths} features by split; expected equally many")
 
 
 def with_named_classes(splits, labels):
@@ -291,8 +371,21 @@ LOADERS = {
 }
 
 
-def report_replaced(splits):
+def report_splits(splits):
+    """Print what was found: samples and the shapes of their features, what is missing, what had to be replaced."""
     for split, dataset in splits.items():
+        found = [f"{len(dataset)} samples"]
+        for modality in MODALITIES:
+            steps = np.asarray(dataset[f"{modality}_steps"][:])
+            present = steps[steps > 0]
+            dim = dataset.features[modality].shape[1]
+            if not len(present):
+                found.append(f"no {modality}")
+                continue
+            lengths = f"{present.min()} to {present.max()}" if np.ptp(present) else present[0]
+            missing = f" (missing in {len(dataset) - len(present)})" if len(present) < len(dataset) else ""
+            found.append(f"{modality} [{lengths}, {dim}]{missing}")
+        print(f"{split}: {', '.join(found)}")
         for modality, count in count_replaced(dataset).items():
             if count["values"]:
                 print(
@@ -305,17 +398,25 @@ def load_backbone(network, texts):
     """The frozen LLM and its tokenizer; a tiny one learns its vocabulary from `texts` and the prompts."""
     if network.backbone == TINY:
         texts = [*texts, *PROMPT_TEMPLATES.values(), network.prompt_template or ""]
-        return build_tiny_language_model(texts, network.tiny_hidden_size, network.tiny_num_hidden_layers)
+        backbone, tokenizer = build_tiny_language_model(
+            texts, network.tiny_hidden_size, network.tiny_num_hidden_layers
+        )
+        return backbone.to(backbone.dtype if network.dtype == "auto" else getattr(torch, network.dtype)), tokenizer
     where = {"revision": network.backbone_revision, "trust_remote_code": network.trust_remote_code}
     quantization = network.quantization and BitsAndBytesConfig(
         load_in_4bit=network.quantization == "4bit",
         load_in_8bit=network.quantization == "8bit",
-        bnb_4bit_compute_dtype=network.dtype,
+        bnb_4bit_compute_dtype=None if network.dtype == "auto" else network.dtype,
     )
-    backbone = AutoModelForCausalLM.from_pretrained(
-        network.backbone, dtype=network.dtype, quantization_config=quantization, **where
-    )
-    tokenizer = AutoTokenizer.from_pretrained(network.backbone, **where)
+    try:
+        backbone = load_language_model(
+            network.backbone, dtype=network.dtype, quantization_config=quantization, **where
+        )
+        tokenizer = AutoTokenizer.from_pretrained(network.backbone, **where)
+    except OSError as error:
+        raise OSError(
+            f"backbone is {network.backbone!r}; expected {TINY}, or a folder or Hub id of a causal LLM: {error}"
+        ) from None
     return backbone, with_end_token(tokenizer, backbone)
 
 
@@ -353,7 +454,15 @@ def build_processor(data, network, train, tokenizer):
         backbone_revision=network.backbone_revision,
         **given,
     )
-    processor = MseProcessor.from_config(config, tokenizer)
+    processor = MseProcessor.from_config(
+        config,
+        tokenizer,
+        # a published model shall show its LLM no longer conversation than it was trained on
+        num_context_utterances=data.num_context_utterances or None,
+        max_text_tokens=data.max_text_tokens,
+        max_audio_length=data.max_audio_length,
+        max_vision_length=data.max_vision_length,
+    )
     samples = MsaSamples(train, withhold=data.withhold)
     chunks = (range(start, min(start + 256, len(samples))) for start in range(0, len(samples), 256))
     processor.fit(sample for chunk in chunks for sample in samples.__getitems__(chunk))
@@ -386,13 +495,20 @@ class MseTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None):
         step_size = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        sampler = EpochSampler(len(self.train_dataset), self.args.seed, step_size, self.lengths)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        sampler = EpochSampler(len(self.train_dataset), seed, step_size, self.lengths)
         self.add_callback(SetEpoch(sampler))
         return sampler
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         smoothing = self.args.head_label_smoothing
         if not smoothing:
+            if self.model.config.head == "beside":
+                # the head's loss is a mean over samples, whatever number of label tokens each of them has; all
+                # batches of a step, on every process, have equally many
+                batches = self.current_gradient_accumulation_steps
+                batches *= self.args.world_size if self.args.average_tokens_across_devices else 1
+                inputs = {**inputs, "num_samples_in_batch": len(inputs["input_ids"]) * batches}
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         outputs = model(**inputs)
         loss = F.cross_entropy(outputs["head_output"], inputs["label_values"], label_smoothing=smoothing)
@@ -426,25 +542,23 @@ def build_trainer(model, processor, splits, data, network, training):
         **{name: getattr(data, name) for name in AUGMENTATIONS},
     )
     seen = {"num_context_utterances": data.num_context_utterances, "withhold": data.withhold}
-    lengths = None
-    if training.group_by_length:
-        lengths = np.asarray(splits["train"]["audio_steps"][:]) + np.asarray(splits["train"]["vision_steps"][:])
+    train = MsaSamples(
+        splits["train"], **seen, augmentation=augmentation, swap_vision=data.swap_vision, seed=training.seed
+    )
     callbacks = []
-    if training.early_stopping_patience is not None:
+    if training.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
     return MseTrainer(
         model=model,
         args=training,
         data_collator=processor.collate,
-        train_dataset=MsaSamples(
-            splits["train"], **seen, augmentation=augmentation, swap_vision=data.swap_vision, seed=training.seed
-        ),
+        train_dataset=train,
         held_out={split: MsaSamples(splits[split], **seen) for split in splits if split != "train"},
         processing_class=processor,
         compute_metrics=metrics_of(data),
         callbacks=callbacks,
         answer_method=network.answer_method,
-        lengths=lengths,
+        lengths=train.costs(processor, model) if training.group_by_length else None,
     )
 
 
@@ -478,16 +592,8 @@ def metrics_of(data):
     return compute_metrics
 
 
-def train_seed(seed, data, network, training, splits, new_model, processor):
-    """Train once. Returns the metrics by split and the trainer's log; both are read back where a seed has finished."""
-    folder = Path(training.output_dir) / f"seed_{seed}"
-    finished = folder / "metrics.json"
-    if training.resume_from_checkpoint and finished.is_file():
-        return read_finished(folder)
-    if not training.resume_from_checkpoint and folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(
-            f"{folder} holds an earlier run; go on with it by --resume_from_checkpoint, or choose another output_dir"
-        )
+def train_seed(seed, folder, checkpoint, data, network, training, splits, new_model, processor):
+    """Train once, from `checkpoint` if there is one, into `folder`. Returns metrics by split and the trainer's log."""
     training = copy.copy(training)
     training.output_dir, training.seed = str(folder), seed
     training.metric_for_best_model = "mae_of_all" if data.task == "regression" else "weighted_f1"
@@ -495,12 +601,7 @@ def train_seed(seed, data, network, training, splits, new_model, processor):
     set_seed(seed)
     model = new_model()
     trainer = build_trainer(model, processor, splits, data, network, training)
-    checkpoint = last_checkpoint(folder, training.world_size) if training.resume_from_checkpoint else None
-    if checkpoint is not None and stopped_early(checkpoint):
-        trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-        trainer._load_best_model()
-    else:
-        trainer.train(resume_from_checkpoint=checkpoint)
+    train_from(trainer, checkpoint)
 
     metrics = {}
     for split, samples in trainer.held_out.items():
@@ -517,18 +618,9 @@ def train_seed(seed, data, network, training, splits, new_model, processor):
         save_for_hub(model, processor, folder)
         write_json(folder / "history.json", history)
         # last, because it says that all the rest is there
-        write_json(finished, metrics)
+        write_json(folder / FINISHED, metrics)
     trainer.accelerator.wait_for_everyone()
     return metrics, history
-
-
-def stopped_early(checkpoint):
-    """Whether early stopping had ended the training when this checkpoint was written; Trainer would train on."""
-    state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
-    stopping = state["stateful_callbacks"].get("EarlyStoppingCallback")
-    if stopping is None:
-        return False
-    return stopping["attributes"]["early_stopping_patience_counter"] >= stopping["args"]["early_stopping_patience"]
 
 
 def finite_or_none(value):
@@ -537,7 +629,7 @@ def finite_or_none(value):
 
 
 def read_finished(folder):
-    return tuple(json.loads((folder / name).read_text(encoding="utf-8")) for name in ("metrics.json", "history.json"))
+    return tuple(json.loads((folder / name).read_text(encoding="utf-8")) for name in (FINISHED, "history.json"))
 
 
 def write_predictions(path, dataset, answers, data):
@@ -572,6 +664,7 @@ def write_results(runs, output_dir, data):
             rows.append(["deviation", *values.std(axis=0, ddof=1).tolist()])
         tables.append(f"{split}\n\n{markdown_table(['seed', *names], rows)}")
     report = "\n\n".join(tables)
+    models = [f"seed_{seed}" for seed in runs]
     print(report)
     with atomic_path(output_dir / "results.md") as temporary:
         temporary.write_text(report + "\n", encoding="utf-8")
@@ -581,6 +674,7 @@ def write_results(runs, output_dir, data):
         output_dir / "training_curves.png",
         metric="mae_of_all" if data.task == "regression" else "weighted_f1",
     )
+    print(f"\nin {output_dir}: results.md, results.json, training_curves.png; a model by seed: {', '.join(models)}")
 
 
 if __name__ == "__main__":

@@ -329,6 +329,17 @@ def test_a_batch_of_arrays_equals_its_recordings_one_by_one(rate):
     for same in (list(batch), torch.from_numpy(batch), batch.tolist(), batch.transpose(0, 2, 1)):
         features = extractor(same, sampling_rate=rate)
         np.testing.assert_allclose(features["input_values"], together["input_values"], atol=1e-5)
+    coarse = torch.from_numpy(batch).bfloat16()  # numpy has no such type
+    features, expected = (extractor(tensor, sampling_rate=rate)["input_values"] for tensor in (coarse, coarse.float()))
+    np.testing.assert_array_equal(features, expected)
+
+
+def test_a_unit_that_cannot_be_right_is_noted():
+    signal, extractor = noise(2, 12, 1000) * 1000, EcgMambaFeatureExtractor()
+    of_batch = extractor(signal, sampling_rate=100, units="mV").notes
+    alone = extractor({"array": signal[0], "sampling_rate": 100, "units": "mV"}).notes
+    assert of_batch == [alone[0]] * 2 and "is the unit right?" in alone[0][0]
+    assert extractor(signal, sampling_rate=100, units="uV").notes == [(), ()]
 
 
 def test_a_batch_is_looked_at_as_closely_as_one():
@@ -345,6 +356,8 @@ def test_a_batch_is_looked_at_as_closely_as_one():
         extractor(noise(2, 12, 1000), sampling_rate=-100)
     with pytest.raises(ValueError, match=r"units is \['mV'\]; expected mV, uV, V, nV"):
         extractor(noise(2, 12, 1000), sampling_rate=100, units=["mV"])
+    with pytest.raises(ValueError, match="leads is 5; expected a name for each channel"):
+        extractor(noise(2, 12, 1000), sampling_rate=100, leads=5)
     with pytest.raises(ValueError, match="recordings is empty"):
         extractor([])
     with pytest.raises(ValueError, match=r"lasts 0\.400 s; expected at least 0\.5 s"):
@@ -562,7 +575,11 @@ def test_from_a_model_config():
         ({"leads": ()}, "leads is "),
         ({"optional_leads": ("V9",)}, "optional_leads is "),
         ({"sampling_rate": 0}, "sampling_rate is 0; expected a number of Hz above 0"),
-        ({"window_seconds": 0.1}, "window_seconds is 0.1; expected at least 0.5 s"),
+        ({"leads": 5}, "leads is 5; expected a list of lead names"),
+        ({"sampling_rate": "100"}, "sampling_rate is '100'; expected a number of Hz above 0"),
+        ({"window_seconds": 0.1}, "window_seconds is 0.1; expected a number of seconds, at least 0.5"),
+        ({"window_seconds": float("inf")}, "window_seconds is inf; expected a number of seconds"),
+        ({"bandpass": 40}, "bandpass is 40; expected"),
         ({"window_overlap": 1}, "window_overlap is 1; expected a share"),
         ({"bandpass": (0.5, 50)}, r"bandpass is \(0.5, 50\); expected \(low, high\) in Hz"),
         ({"normalization": "zscore"}, "normalization is 'zscore'; expected one of"),

@@ -11,7 +11,7 @@ import torch
 from hf_ecgmamba.__main__ import main
 from hf_ecgmamba.configuration_ecgmamba import EcgMambaConfig
 from hf_ecgmamba.feature_extraction_ecgmamba import EcgMambaFeatureExtractor
-from hf_ecgmamba.modeling_ecgmamba import EcgMambaForSequenceClassification
+from hf_ecgmamba.modeling_ecgmamba import EcgMambaForMaskedModeling, EcgMambaForSequenceClassification
 from hf_ecgmamba.pipeline_ecg_classification import EcgClassificationPipeline
 from hf_ecgmamba.publishing import save_for_hub
 
@@ -72,19 +72,25 @@ def test_long_recording_has_its_timeline(model_folder, tmp_path, capsys):
 def test_one_line_and_exit_code_two(model_folder, file, tmp_path, capsys):
     bare = tmp_path / "bare.npy"
     np.save(bare, np.zeros((2, 400), np.float32))
+    EcgMambaForMaskedModeling(EcgMambaConfig.from_pretrained(model_folder)).save_pretrained(tmp_path / "masked")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "bert"}')
+    capsys.readouterr()  # what saving said
     model = ["--model", str(model_folder)]
     for arguments, message in (
         ([str(tmp_path / "nowhere.hea"), *model], "no such file"),
-        ([str(bare), *model], "does not state its sampling rate"),
+        ([str(tmp_path), *model], "is a folder; give one file"),
+        ([str(bare), *model], "does not state its sampling rate; give --sampling-rate, in Hz"),
         ([str(file), *model, "--plot", str(tmp_path / "no" / "ecg.png")], "its folder does not exist"),
         ([str(file), *model, "--plot", str(tmp_path / "ecg.doc")], "expected a name ending in .png"),
         ([str(file), *model, "--plot", str(tmp_path / "ecg.png"), "--label", "HYP"], "label is 'HYP'"),
         ([str(file), *model, "--label", "AFIB"], "expected --plot too"),
         ([str(file), *model, "--top-k", "0"], "top_k is 0"),
-        ([str(file), "--model", str(tmp_path / "other")], "holds a model of type 'bert'"),
-        ([str(file), "--model", str(tmp_path / "absent")], "absent"),
+        ([str(file), "--model", str(tmp_path / "other")], "holds a model of type bert; expected EcgMambaForSequence"),
+        ([str(file), "--model", str(tmp_path / "masked")], "holds EcgMambaForMaskedModeling; expected EcgMambaForSeq"),
+        ([str(file), "--model", str(tmp_path)], "holds no config.json"),
+        ([str(file), "--model", str(tmp_path / "absent")], "absent: no such folder"),
+        ([str(file), *model, "--device", "gpu"], "device is 'gpu'"),
     ):
         assert main(arguments) == 2, arguments
         captured = capsys.readouterr()

@@ -163,6 +163,17 @@ def test_only_one_batch_is_held(ecg, monkeypatch):
     assert len(read) == len(scored) == 99
 
 
+def test_windows_pass_sixteen_at_once_unless_told_otherwise(monkeypatch):
+    ecg, sizes = make_pipeline(), []
+    forward = ecg.model.forward
+    monkeypatch.setattr(
+        ecg.model, "forward", lambda input_values, **rest: (sizes.append(len(input_values)), forward(input_values))[1]
+    )
+    ecg(recording(61.3))
+    ecg(recording(61.3), batch_size=20)
+    assert sizes == [16, 14, 20, 10]
+
+
 def test_thresholds_come_from_the_config_or_the_call():
     scores = scores_of(make_pipeline()(recording()))
     below, above = [scores[label] - 0.01 for label in LABELS], [scores[label] + 0.01 for label in LABELS]
@@ -265,7 +276,9 @@ def test_plot_returns_the_same_result_and_writes_the_picture(ecg, tmp_path):
 
 def test_bad_arguments(ecg):
     for arguments, message in (
-        ({"top_k": 0}, "top_k is 0; expected 1 or more"),
+        ({"top_k": 0}, "top_k is 0; expected a whole number of at least 1"),
+        ({"top_k": "2"}, "top_k is '2'"),
+        ({"thresholds": "high"}, "thresholds is 'high'; expected a number or 3"),
         ({"window_pooling": "median"}, "window_pooling is 'median'"),
         ({"thresholds": 50}, "thresholds is 50"),
         ({"thresholds": float("nan")}, "thresholds is nan"),
@@ -289,7 +302,7 @@ def test_bad_arguments(ecg):
 def test_a_stretch_stays_one_where_its_windows_touch():
     class Windows(list):
         class recording:
-            name = "r"
+            name, duration = "r", 18.0
 
         notes = ()
 

@@ -148,6 +148,22 @@ def test_a_span_equals_the_same_span_of_all(ecg, name):
         file.read(0, file.num_samples + 1)
 
 
+def test_a_record_read_at_once_is_the_one_read_in_spans(ecg, monkeypatch):
+    """Short WFDB records are read as they are opened, long ones when asked: same samples, same words."""
+
+    def read(path):
+        try:
+            recording = read_recording(path)
+        except (ValueError, OSError) as error:
+            return str(error)
+        return recording.leads, recording.sampling_rate, recording.notes, recording.signal.tobytes()
+
+    headers = [*(ecg / "odd").rglob("*.hea"), *sorted((ecg / "cinc2021").glob("*.hea"))[:5]]
+    at_once = {path: read(path) for path in headers}
+    monkeypatch.setattr("hf_ecgmamba.recording._read_short", lambda path: None)
+    assert {path: read(path) for path in headers} == at_once
+
+
 def test_a_header_that_wfdb_rejects_gives_what_the_signal_file_holds(ecg):
     from scipy.io import loadmat
 
@@ -372,9 +388,10 @@ def test_edf(tmp_path):
 
 def test_arrays_in_both_orientations():
     signal = waves(12, 300)
-    for array in (signal, signal.T, signal.T.astype(np.float64), torch.from_numpy(signal), signal.tolist()):
+    tensors = (torch.from_numpy(signal), torch.from_numpy(signal).bfloat16())
+    for array in (signal, signal.T, signal.T.astype(np.float64), *tensors, signal.tolist()):
         recording = read_recording(array, sampling_rate=100)
-        np.testing.assert_allclose(recording.signal, signal, rtol=1e-6)
+        np.testing.assert_allclose(recording.signal, signal, rtol=1e-6 if array is not tensors[1] else 2**-8)
         assert recording.leads == STANDARD_LEADS and recording.sampling_rate == 100.0
     single = read_recording(signal[0], sampling_rate=100, leads=["II"])
     assert single.signal.shape == (1, 300)
@@ -392,6 +409,10 @@ def test_arrays_in_both_orientations():
         ({"signal": np.zeros(3)}, r"dict has the keys \['signal'\]; expected array"),
         (waves(3, 300), "array has 3 channels without a name; give leads="),
         ({"array": waves(12, 300)}, "array does not state its sampling rate"),
+        ({"array": waves(12, 300), "sampling_rate": 0}, "array: sampling_rate is 0; expected a number of Hz above 0"),
+        ({"array": waves(12, 300), "sampling_rate": 100, "leads": 5}, "leads is 5; expected a name for each channel"),
+        ({"array": waves(2, 300), "sampling_rate": 100, "leads": [1, 2]}, r"leads is \[1, 2\]; expected a name"),
+        ([[1.0, 2.0], [3.0]], "array is no array of numbers"),
     ],
 )
 def test_bad_arrays(source, message):

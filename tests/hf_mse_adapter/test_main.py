@@ -56,13 +56,16 @@ def test_answers_as_the_pipeline_does(folder, capsys):
 
 
 def test_says_in_one_line_what_is_wrong(folder, capsys):
-    model, llm = str(folder / "model"), str(folder / "llm")
+    model, llm, without_processor = (str(folder / name) for name in ("model", "llm", "without_processor"))
+    MseForConditionalGeneration.from_pretrained(model).save_pretrained(without_processor)
     for arguments, message in (
         (["--model", model, "--audio", "absent.npy"], "absent.npy"),
         (["--model", model, "--audio", str(folder / "vision.npy")], "audio must be [time, 3]"),
         (["--model", str(folder / "nowhere")], "nowhere"),
         (["--model", llm], llm),
+        (["--model", model, "--device", "nonsense"], "--device nonsense cannot be used"),
+        (["--model", without_processor], "no processor"),
     ):
-        assert main([*arguments, "--text", "x", "--device", "cpu"]) == 2
+        assert main(["--text", "x", "--device", "cpu", *arguments]) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert error.startswith("hf_mse_adapter: ") and message in error

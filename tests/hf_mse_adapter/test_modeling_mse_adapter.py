@@ -8,7 +8,7 @@ import sysconfig
 import pytest
 import torch
 from peft import get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 from transformers import (
@@ -18,6 +18,8 @@ from transformers import (
     GlmConfig,
     LlamaConfig,
     Qwen2Config,
+    T5Config,
+    T5ForConditionalGeneration,
     Trainer,
     TrainingArguments,
 )
@@ -34,6 +36,7 @@ from hf_mse_adapter import (
     save_for_hub,
 )
 
+from .remote_language_model import write as write_remote_language_model
 from .tiny_backbones import ARCHITECTURES, build_backbone, build_batch, build_tokenizer
 
 FIELDS = {"audio_dim": 5, "vision_dim": 4, "dropout": 0.0}
@@ -298,12 +301,23 @@ def test_the_loss_is_the_cross_entropy_of_the_label_tokens(padding_side):
         assert output.logits.shape[1] == 5, "logits are computed only where a label is"
 
 
-def test_two_micro_batches_are_one_batch():
-    model = build_model()
-    batch = build_batch()
-    count = (batch["labels"] != -100).sum()
-    parts = [model(**rows_of(batch, row), num_items_in_batch=count).loss for row in range(3)]
-    torch.testing.assert_close(sum(parts), model(**batch).loss)
+@pytest.mark.parametrize("task", ["regression", "classification"])
+@pytest.mark.parametrize("head", ["none", "alone", "beside"])
+def test_micro_batches_are_one_batch_though_their_labels_have_unlike_token_counts(head, task):
+    fields, labels = {}, (1.0, -2.5, 0.3)
+    if task == "classification":
+        fields, labels = {"task": task, "id2label": {index: f"class {index}" for index in range(11)}}, (3, 10, 2)
+    model = build_model(head=head, **fields)
+    batch = build_batch(labels=labels, **fields)
+    counts = (batch["labels"] != -100).sum(dim=1)
+    assert len(set(counts.tolist())) > 1
+    whole = model(**batch).loss
+    gradients = torch.autograd.grad(whole, list(model.adapter.parameters()))
+    shares = {"num_items_in_batch": counts.sum()} | ({} if head == "none" else {"num_samples_in_batch": 3})
+    parts = sum(model(**rows_of(batch, row), **shares).loss for row in range(3))
+    torch.testing.assert_close(parts, whole)
+    for one, two in zip(torch.autograd.grad(parts, list(model.adapter.parameters())), gradients, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("task", ["regression", "classification"])
@@ -361,6 +375,19 @@ def test_bad_batches_are_refused_by_name():
     for name, value in bad.items():
         with pytest.raises(ValueError, match=name):
             model(**batch | {name: value})
+    with pytest.raises(ValueError, match="unknown arguments audio, vision_value; expected input_ids"):
+        model(**batch, audio=batch["audio_values"], vision_value=batch["vision_values"])
+
+
+def test_more_tokens_than_positions_are_refused():
+    tokens = torch.full((2, 600), 5)
+    mask = torch.ones_like(tokens)
+    with pytest.raises(ValueError, match="a prompt has 604 tokens; expected at most 512"):
+        build_model("OPT")(input_ids=tokens, attention_mask=mask)
+    # padding takes no position, and Llama computes its positions
+    mask[:, :300] = 0
+    assert build_model("OPT")(input_ids=tokens, attention_mask=mask).logits.isfinite().all()
+    assert build_model("Llama")(input_ids=tokens).logits.isfinite().all()
 
 
 # ---- training
@@ -462,7 +489,10 @@ def test_the_folder_holds_the_adapter_and_names_the_llm(tmp_path):
     batch = build_batch()
     model = build_model(backbone=AutoModelForCausalLM.from_pretrained(tmp_path / "llm"))
     model.save_pretrained(tmp_path / "model")
-    assert set(os.listdir(tmp_path / "model")) == {"config.json", "model.safetensors"}
+    names = {
+        file for file in os.listdir(tmp_path / "model") if not file.endswith(".py")
+    }  # code, once that is asked for
+    assert names == {"config.json", "model.safetensors"}
     saved = load_file(tmp_path / "model" / "model.safetensors")
     assert sum(value.numel() for value in saved.values()) == sum(p.numel() for p in model.adapter.parameters())
 
@@ -512,35 +542,77 @@ def test_loading_without_an_llm_or_with_a_wrong_one(tmp_path):
         MseForConditionalGeneration(MseConfig(**FIELDS, hidden_size=64))(**build_batch())
 
 
-OLD_REMOTE_CODE = """
-from transformers import LlamaForCausalLM
-
-class OldForCausalLM(LlamaForCausalLM):
-    def forward(self, attention_mask=None, inputs_embeds=None, use_cache=None, output_hidden_states=None):
-        inputs = {"attention_mask": attention_mask, "inputs_embeds": inputs_embeds}
-        return super().forward(**inputs, use_cache=use_cache, output_hidden_states=output_hidden_states)
-
-    def get_output_embeddings(self):
-        return None
-"""
+def remote_llm(folder, flaw=None):
+    folder = write_remote_language_model(folder, flaw)
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 
 
-def test_an_llm_of_remote_code_that_offers_little(tmp_path):
-    """No position_ids, no logits_to_keep, no output embeddings: the embeddings alone are enough."""
-    llm = build_backbone()
-    llm.config.auto_map = {"AutoModelForCausalLM": "modeling_old.OldForCausalLM"}
-    llm.save_pretrained(tmp_path / "llm")
-    (tmp_path / "llm" / "modeling_old.py").write_text(OLD_REMOTE_CODE)
-    model = build_model(head="beside", backbone=llm)
+def test_an_llm_of_remote_code(tmp_path):
+    """Its embeddings alone are enough: to train, to answer in every way, to be left alone, to be loaded again."""
+    llm, batch = remote_llm(tmp_path / "llm"), build_batch(padding_side="right")
+    prompts = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    bare = llm(**prompts).logits
+    model = build_model(backbone=llm, head="beside")
+    before = copy.deepcopy(model.adapter.state_dict())
+    model.train()
+    model(**batch).loss.backward()
+    torch.optim.SGD(model.adapter.parameters(), lr=0.1).step()
+    model.eval()
+    assert not torch.equal(before["head.1.weight"], model.adapter.state_dict()["head.1.weight"])
+    assert all(parameter.grad is None for parameter in llm.parameters())
+    assert torch.equal(llm(**prompts).logits, bare)
+
+    answers = MseProcessor(build_tokenizer(), 5, 4).answers
+    for method in ("head", "expected", "likeliest", "constrained"):
+        together = [prediction.value for prediction in model.predict(batch, answers, method)]
+        alone = [model.predict(rows_of(batch, row), answers, method)[0].value for row in range(3)]
+        assert together == pytest.approx(alone, abs=1e-5)
+    assert model.generate(**batch, max_new_tokens=4).shape == (3, 4)
+
+    tuned = get_peft_model(llm, MseAdapterConfig(**FIELDS))
+    with tuned.disable_adapter():
+        assert torch.equal(tuned(**prompts).logits, bare)
+    assert not torch.equal(tuned(**batch).loss, model(**batch).loss)
+    tuned.unload()
+
+    for include_backbone in (False, True):
+        folder = tmp_path / f"published_{include_backbone}"
+        save_for_hub(model, MseProcessor(build_tokenizer(), 5, 4), folder, include_backbone=include_backbone)
+        loaded = MseForConditionalGeneration.from_pretrained(folder, trust_remote_code=True)
+        assert type(loaded.language_model).__name__ == "LittleForCausalLM"
+        assert torch.equal(loaded(**batch).loss, model(**batch).loss)
+
+
+@pytest.mark.parametrize("flaw, message", [
+    ("code", "get_head_mask"),
+    ("layout", "RuntimeError"),
+    ("scale", "mean something else"),
+])  # fmt: skip
+def test_remote_code_that_does_not_run_is_named(tmp_path, flaw, message):
+    llm = remote_llm(tmp_path / "llm", flaw)
+    for attach in (MseForConditionalGeneration.from_backbone, get_peft_model):
+        with pytest.raises(ValueError, match=f"LittleForCausalLM.*{message}"):
+            attach(llm, MseAdapterConfig(**FIELDS))
+
+
+def test_remote_code_that_cannot_generate_still_scores(tmp_path):
+    model = build_model(backbone=remote_llm(tmp_path / "llm", "cache"))
+    batch, answers = build_batch(), MseProcessor(build_tokenizer(), 5, 4).answers
+    assert len(model.predict(batch, answers, "expected")) == 3
+    with pytest.raises(ValueError, match=r"LittleForCausalLM brings code .*transformers 5.*not subscriptable"):
+        model.predict(batch, answers, "greedy")
+    with pytest.raises(ValueError, match="head is 'alone', but LittleForCausalLM shows no hidden states"):
+        build_model(backbone=model.language_model, head="alone")(**batch)
+
+
+def test_remote_code_that_cannot_be_loaded_is_named(tmp_path):
+    model = build_model(backbone=remote_llm(tmp_path / "llm"))
     model.config.backbone_name_or_path = str(tmp_path / "llm")
     model.save_pretrained(tmp_path / "model")
-    loaded = MseForConditionalGeneration.from_pretrained(tmp_path / "model", trust_remote_code=True)
-    assert type(loaded.language_model).__name__ == "OldForCausalLM"
-    batch = build_batch(padding_side="right")
-    ours, expected = loaded(**batch), model(**batch)
-    torch.testing.assert_close(ours.loss, expected.loss)
-    torch.testing.assert_close(ours.head_output, expected.head_output)
-    assert ours.logits.shape == expected.logits.shape
+    config = tmp_path / "llm" / "config.json"
+    config.write_text(config.read_text().replace('"flaw": null', '"flaw": "building"'))
+    with pytest.raises(ValueError, match=r"llm brings code .*max_length"):
+        MseForConditionalGeneration.from_pretrained(tmp_path / "model", trust_remote_code=True)
 
 
 def test_auto_model_passes_on_what_the_llm_needs(tmp_path):
@@ -548,6 +620,9 @@ def test_auto_model_passes_on_what_the_llm_needs(tmp_path):
     model = build_model()
     model.config.backbone_name_or_path = "./llm"
     model.save_pretrained(tmp_path / "model")
+    for name in ("dtype", "torch_dtype"):
+        loaded = MseForConditionalGeneration.from_pretrained(tmp_path / "model", **{name: torch.bfloat16})
+        assert loaded.language_model.dtype == torch.bfloat16 and loaded.adapter.dtype == torch.float32
     loaded = AutoModel.from_pretrained(tmp_path / "model", dtype="bfloat16", attn_implementation="eager")
     assert loaded.language_model.dtype == torch.bfloat16 and loaded.adapter.dtype == torch.float32
     assert loaded.language_model.config._attn_implementation == "eager"
@@ -613,8 +688,85 @@ print(model.predict(batch, processor.answers)[0].value)
 def test_an_llm_that_takes_no_embeddings_is_refused():
     backbone = build_backbone()
     backbone.forward = lambda input_ids, attention_mask=None: None
-    with pytest.raises(ValueError, match="expected an LLM that runs by inputs_embeds"):
+    with pytest.raises(ValueError, match="expected one that runs by inputs_embeds"):
         MseForConditionalGeneration.from_backbone(backbone, MseAdapterConfig(audio_dim=5, vision_dim=4))
+
+
+def test_an_llm_that_is_no_causal_one_is_refused():
+    config = build_backbone().config
+    headless = AutoModel.from_config(config)
+    two_sided = T5ForConditionalGeneration(T5Config(d_model=64, d_kv=16, d_ff=96, num_layers=1, vocab_size=400))
+    for llm in (headless, two_sided):
+        for attach in (MseForConditionalGeneration.from_backbone, get_peft_model):
+            with pytest.raises(ValueError, match=f"{type(llm).__name__}; expected a causal one"):
+                attach(llm, MseAdapterConfig(**FIELDS))
+
+
+def rewrite_weights(folder, change):
+    file = next(folder.glob("*model.safetensors"))
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("layout", ["save_pretrained", "save_as_peft"])
+def test_weights_that_are_missing_or_damaged_are_named(tmp_path, layout):
+    def load():
+        return MseForConditionalGeneration.from_pretrained(tmp_path, backbone=model.language_model)
+
+    model = build_model()
+    getattr(model, layout)(tmp_path)
+    load()
+    name = next(name for name in load_file(next(tmp_path.glob("*.safetensors"))) if name.endswith("join.bias"))
+    rewrite_weights(tmp_path, lambda weights: weights.update({name: torch.zeros(7)}))
+    with pytest.raises(ValueError, match="not those of its config"):
+        load()
+    rewrite_weights(tmp_path, lambda weights: weights.pop(name))
+    with pytest.raises(ValueError, match=r"join\.bias|lack"):
+        load()
+    next(tmp_path.glob("*.safetensors")).write_bytes(b"\0" * 100)
+    with pytest.raises(ValueError, match="damaged"):
+        load()
+
+
+def test_an_llm_of_the_working_directory_is_found_from_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    build_backbone().save_pretrained("llm")
+    for name in ("llm", "./llm"):
+        llm = AutoModelForCausalLM.from_pretrained(name)
+        MseForConditionalGeneration.from_backbone(llm, MseAdapterConfig(**FIELDS)).save_pretrained(tmp_path / "model")
+        get_peft_model(llm, MseAdapterConfig(**FIELDS)).save_pretrained(tmp_path / "peft")
+        assert MseForConditionalGeneration.from_pretrained("peft").config.backbone_name_or_path == str(
+            tmp_path / "llm"
+        )
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        MseForConditionalGeneration.from_pretrained("../model")
+        monkeypatch.chdir(tmp_path)
+
+
+def test_a_folder_of_another_model_is_refused_and_a_new_head_is_not(tmp_path):
+    llm = build_backbone()
+    llm.save_pretrained(tmp_path / "llm")
+    with pytest.raises(ValueError, match="type 'llama'; expected an MSE-Adapter"):
+        MseForConditionalGeneration.from_pretrained(tmp_path / "llm")
+    build_model().save_pretrained(tmp_path / "model")
+    loaded = MseForConditionalGeneration.from_pretrained(tmp_path / "model", backbone=llm, head="alone")
+    assert loaded(**build_batch()).head_output.shape == (3, 1)
+
+
+def test_an_llm_may_lie_on_disk(tmp_path):
+    build_backbone().save_pretrained(tmp_path / "llm")
+    model = build_model(backbone=AutoModelForCausalLM.from_pretrained(tmp_path / "llm"))
+    model.save_pretrained(tmp_path / "model")
+    for on_disk in ("model.layers", "model.embed_tokens"):
+        parts = ("model.embed_tokens", "model.layers", "model.norm", "model.rotary_emb", "lm_head")
+        loaded = MseForConditionalGeneration.from_pretrained(
+            tmp_path / "model",
+            device_map={part: "disk" if part == on_disk else "cpu" for part in parts},
+            backbone_options={"offload_folder": str(tmp_path / "offloaded")},
+        )
+        assert torch.equal(loaded(**build_batch()).loss, model(**build_batch()).loss)
 
 
 def test_the_llms_commit_is_recorded():

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from transformers import pipeline
 
 from hf_mse_adapter.configuration_mse_adapter import MseConfig
@@ -69,9 +70,11 @@ def test_classification_gives_label_score_and_probabilities(classification, clip
 def test_batches_and_iterables_answer_like_single_clips(regression, clips, batch_size):
     alone = [regression(clip) for clip in clips]
     assert isinstance(alone[0], dict)
-    for inputs in (clips, (clip for clip in clips)):
+    for inputs in (clips, tuple(clips), (clip for clip in clips), iter(clips)):
         for answer, expected in zip(regression(inputs, batch_size=batch_size), alone, strict=True):
             assert answer == pytest.approx(expected, abs=1e-4)
+    words = [{"text": "I love it"}, {"text": "no"}]
+    assert list(regression(Dataset.from_list(words), batch_size=2)) == regression(words, batch_size=2)
     assert regression([]) == []
 
 
@@ -105,6 +108,7 @@ def test_head(clips):
 def test_bad_clips_are_named(regression, tmp_path):
     (tmp_path / "no.npy").write_text("hello")
     np.save(tmp_path / "pickled.npy", np.array([{}], dtype=object))
+    np.savez(tmp_path / "several.npz", np.ones(3))
     for clip, message in (
         ({"text": "x", "video": [[1, 2]]}, r"has \['video'\]"),
         ("just words", "must be a dict"),
@@ -112,11 +116,19 @@ def test_bad_clips_are_named(regression, tmp_path):
         ({"text": "x", "audio": np.zeros((4, 2))}, r"audio must be \[time, 3\]"),
         ({"text": "x", "audio": str(tmp_path / "no.npy")}, r"no\.npy is no \.npy file"),
         ({"text": "x", "audio": str(tmp_path / "pickled.npy")}, r"pickled\.npy is no \.npy file"),
+        ({"text": "x", "audio": str(tmp_path / "several.npz")}, r"several\.npz is no \.npy file"),
     ):
         with pytest.raises(ValueError, match=message):
             regression(clip)
     with pytest.raises(FileNotFoundError, match=r"absent\.npy"):
         regression({"text": "x", "vision": "absent.npy"})
+    clips = [{"text": "x"}, {"text": "x"}, {"text": "x", "audio": [[1.0]]}]
+    for batch_size, message in ((3, "sample 2 has"), (1, r"sample 0 has .* \(counted from number 2 of all\)")):
+        with pytest.raises(ValueError, match=message):
+            regression(clips, batch_size=batch_size)
+    for batch_size in (0, "2"):
+        with pytest.raises(ValueError, match=f"batch_size is {batch_size!r}"):
+            regression(clips, batch_size=batch_size)
 
 
 def test_saved_folder_brings_the_pipeline_back(clips, tmp_path):
@@ -133,8 +145,15 @@ def test_saved_folder_brings_the_pipeline_back(clips, tmp_path):
     answers = json.loads(json.dumps(handler(payload)))
     assert [answer["label"] for answer in answers] == [answer["label"] for answer in pipe(clips[:2])]
     assert handler({"inputs": inputs[1]})["label"] == answers[1]["label"]
-    with pytest.raises(ValueError, match="not file names"):
-        handler({"inputs": {"text": "x", "audio": "/etc/hostname"}})
+    for request, error in (
+        ({"inputs": {"text": "x", "audio": "/etc/hostname"}}, "not file names"),
+        ({"inputs": ["x"]}, "must be a dict"),
+        ({"inputs": {"text": "x", "audio": [[1.0]]}}, "audio must be"),
+        ({"parameters": {}}, "a request must be"),
+        (None, "a request must be"),
+        ({"inputs": {"text": "x"}, "parameters": {"wrong": 1}}, "wrong"),
+    ):
+        assert error in handler(request)["error"]
 
 
 def endpoint_handler():

@@ -92,6 +92,29 @@ def test_batch_equals_samples_alone(tokenizer, side):
     assert together["vision_attention_mask"].sum(dim=1).tolist() == [1, 0, 3]
 
 
+@pytest.mark.parametrize("task", ["regression", "classification"])
+def test_limits_keep_the_beginning_of_text_and_features_and_all_of_the_prompt(tokenizer, tmp_path, task):
+    limits = {"max_text_tokens": 4, "max_audio_length": 5, "max_vision_length": 1}
+    fields = {"task": task, "id2label": EMOTIONS if task == "classification" else None}
+    MseProcessor(tokenizer, 3, 2, **fields, **limits).save_pretrained(tmp_path)
+    processor, unlimited = MseProcessor.from_pretrained(tmp_path), MseProcessor(tokenizer, 3, 2, **fields)
+    text = "an utterance that goes on and on"
+    words = tokenizer(text, add_special_tokens=False).input_ids
+    audio, vision = np.random.randn(9, 3), np.random.randn(4, 2)
+    around = {"context": [("Ann", "Quite a long question before that, is it not?")], "speaker": "Ben", "labels": 1}
+    cut = processor(text, audio, vision, **around)
+    by_hand = unlimited(tokenizer.decode(words[:4]), audio[:5], vision[:1], **around)
+    assert len(words) > 4 and cut.keys() == by_hand.keys()
+    assert all(torch.equal(cut[name], by_hand[name]) for name in cut)
+    for short in ({"text": "yes", "audio": audio[:5], "vision": vision[:1]}, {"text": "", "audio": None}):
+        one, two = processor(**short), unlimited(**short)
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+    clips = [{"audio": audio, "vision": vision}]
+    by_hand = unlimited.fit([{"audio": audio[:5], "vision": vision[:1]}]).feature_statistics
+    assert processor.fit(clips).feature_statistics == by_hand
+
+
 def test_prompt_alone_is_the_labelled_batch_without_its_label(processor):
     labelled, prompt = processor("yes", labels=1.0), processor("yes")
     assert "labels" not in prompt and "label_values" not in prompt
@@ -176,6 +199,9 @@ def test_bad_input_is_named(processor, arguments, message):
         ("padding_side", "top"),
         ("prompt_template", "{text} only"),
         ("num_context_utterances", -1),
+        ("max_text_tokens", 0),
+        ("max_audio_length", 2.5),
+        ("max_vision_length", True),
         ("label_step", 0.7),
         ("task", "ranking"),
         ("feature_statistics", {"audio": {"mean": [0.0], "std": [1.0]}}),

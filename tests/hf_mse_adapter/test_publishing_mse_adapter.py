@@ -24,6 +24,7 @@ def test_what_a_published_folder_holds(tmp_path):
         assert save_for_hub(model, processor, folder, card={"summary": "Reads films."}) == folder
     assert {file.name for file in folder.iterdir()} == {
         "README.md",
+        "adapted_language_model.py",
         "answers.py",
         "checkpoint-7",
         "config.json",
@@ -43,6 +44,13 @@ def test_what_a_published_folder_holds(tmp_path):
     assert config["backbone_name_or_path"] == str(tmp_path / "llm")
     assert config["auto_map"]["AutoModel"] == "modeling_mse_adapter.MseForConditionalGeneration"
     card = (folder / "README.md").read_text()
+    assert "on LlamaForCausalLM: a plug-in" in card and "fetched from its own repository" in card
+    model.config.backbone_name_or_path = "someone/llm"
+    card = (save_for_hub(model, processor, folder) / "README.md").read_text()
+    assert "[someone/llm](https://huggingface.co/someone/llm)" in card and "base_model: someone/llm" in card
+    card = (save_for_hub(model, processor, folder, include_backbone=True) / "README.md").read_text()
+    assert "lies in `language_model`" in card
+    card = (save_for_hub(model, processor, folder, card={"summary": "Reads films."}) / "README.md").read_text()
     assert "Reads films." in card and f"{sum(p.numel() for p in model.adapter.parameters()):,}" in card
 
 

@@ -117,6 +117,8 @@ def test_merging_and_native_loading_are_refused(tmp_path):
     for merge in (model.merge_and_unload, model.merge_adapter):
         with pytest.raises(ValueError, match="cannot be merged"):
             merge()
+    with pytest.raises(ValueError, match="cannot be added up"):
+        model.add_weighted_adapter(["default"], [1.0], "sum")
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"MSE_ADAPTER.*get_peft_model"):
         build_backbone().load_adapter(str(tmp_path))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from training.recipe import parse_recipe
-from training.run_ecg import DataArguments, EcgTrainingArguments, ModelArguments, build_model
+from training.run_ecg import ARGUMENTS, build_model
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "training" / "recipes").glob("ecg_*.yaml"))
 
@@ -13,7 +13,7 @@ RECIPES = sorted((Path(__file__).resolve().parents[2] / "training" / "recipes").
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe(recipe, tmp_path):
     flags = [str(recipe), "--data_dir", str(tmp_path), "--output_dir", str(tmp_path), "--bf16", "false"]
-    _, network, training = parse_recipe((DataArguments, ModelArguments, EcgTrainingArguments), flags)
+    *_, network, training = parse_recipe(ARGUMENTS, flags)
     model, reader = build_model(network, ("AF", "NORM"))
     assert (reader.sampling_rate, reader.window_seconds) == (network.sampling_rate, network.window_seconds)
     assert model.config.num_hidden_layers == network.num_hidden_layers
@@ -22,5 +22,5 @@ def test_recipe(recipe, tmp_path):
 
 def test_a_flag_wins_over_the_recipe(tmp_path):
     flags = [str(RECIPES[0]), "--data_dir", str(tmp_path), "--output_dir", str(tmp_path), "--learning_rate", "5e-4"]
-    *_, training = parse_recipe((DataArguments, ModelArguments, EcgTrainingArguments), flags)
+    *_, training = parse_recipe(ARGUMENTS, flags)
     assert training.learning_rate == 5e-4

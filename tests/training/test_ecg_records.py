@@ -69,5 +69,7 @@ def test_labels_of_a_cell():
 def test_bad_collections_are_named():
     with pytest.raises(ValueError, match="no labelled recording"):
         EcgCollection(("AF",), ())
+    with pytest.raises(ValueError, match="the data set names no label"):
+        EcgCollection((), (EcgRecord("one", None, (), "train"),))
     with pytest.raises(ValueError, match=r"'one' is labelled \['PVC'\]"):
         EcgCollection(("AF",), (EcgRecord("one", None, ("PVC",), "train"),))

@@ -4,12 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hf_mse_adapter import MseConfig, MseForConditionalGeneration, MseProcessor
 from training.checkpoints import EpochSampler
 from training.data.msa_augmentation import FeatureAugmentation
 from training.data.msa_batches import MsaSamples, earlier_utterances
 from training.data.msa_functionals import window_functionals, with_window_functionals
 from training.data.msa_parquet import load_msa_parquet
 from training.data.msa_samples import count_replaced, samples_to_dataset, split_sample_id
+from training.data.tiny_language_model import build_tiny_language_model
 
 
 def dialogue(**change):
@@ -105,6 +107,9 @@ def test_missing_files_and_columns_are_named(tmp_path):
         load_msa_parquet(tmp_path, "regression")
     write_parquet(tmp_path, [{"id": "a", "text": "b"}])
     with pytest.raises(ValueError, match="label is missing"):
+        load_msa_parquet(tmp_path, "regression")
+    write_parquet(tmp_path, [{"id": "a", "text": "b", "label": 1.0, "vison": [1.0]}])
+    with pytest.raises(ValueError, match="has the column 'vison'; expected 'vision'"):
         load_msa_parquet(tmp_path, "regression")
 
 
@@ -232,6 +237,54 @@ def test_grouped_order_has_every_record_once_and_like_lengths_together():
     assert [record for record, _ in sampler] != order
     sampler.set_epoch(0)
     assert [record for record, _ in sampler] == order
+
+
+def model_and_processor(**options):
+    llm, tokenizer = build_tiny_language_model(["one two three alone"], hidden_size=32, num_hidden_layers=2)
+    config = MseConfig(audio_dim=3, vision_dim=2, task="classification", id2label={0: "joy", 1: "anger"})
+    return MseForConditionalGeneration.from_backbone(llm, config), MseProcessor.from_config(
+        config, tokenizer, **options
+    )
+
+
+@pytest.mark.parametrize("withhold", [(), ("audio",), ("text", "vision")])
+@pytest.mark.parametrize("context", [0, 2])
+def test_a_samples_cost_is_that_of_its_tokens_and_steps(dataset, withhold, context):
+    model, processor = model_and_processor(max_text_tokens=3, max_audio_length=5)
+    samples = MsaSamples(dataset, num_context_utterances=context, withhold=withhold)
+    costs = samples.costs(processor, model)
+    llm = sum(weight.numel() for name, weight in model.language_model.named_parameters() if "embed" not in name)
+    for index in range(len(dataset)):
+        batch = processor.collate([{**samples[index], "label": None}])
+        expected = llm * int(batch["attention_mask"].sum())
+        for modality, dim, hidden in (("audio", 3, 64), ("vision", 2, 32)):
+            weights = 4 * hidden * (dim + hidden + 2)
+            expected += weights * int(batch[f"{modality}_attention_mask"].sum())
+        assert costs[index] == expected
+
+
+def test_batches_grouped_by_cost_pad_less_text():
+    """Conversations of MELD's kind: what differs is the text, while the clips are of any length."""
+    generator = np.random.default_rng(0)
+    rows = [
+        {"id": str(i), "text": "well " * int(generator.integers(1, 40)), "label": "joy",
+         "audio": np.zeros((int(generator.integers(1, 60)), 3)), "vision": np.zeros((1, 2))}
+        for i in range(403)
+    ]  # fmt: skip
+    model, processor = model_and_processor()
+    samples = MsaSamples(samples_to_dataset(rows, "classification", "here"))
+    tokens = np.array([processor.num_tokens(row["text"]) for row in rows])
+
+    def padded(lengths):
+        order = [record for record, _ in EpochSampler(403, seed=0, step_size=8, lengths=lengths)]
+        return tokens[order].reshape(-1, 8).max(axis=1).sum() * 8 / tokens[order].sum()
+
+    by_cost, by_steps, shuffled = (
+        padded(samples.costs(processor, model)),
+        padded(samples.steps["audio_steps"]),
+        padded(None),
+    )
+    assert by_cost < 1.1 < 1.3 < min(by_steps, shuffled)
 
 
 def test_dialogue_and_speaker_may_be_the_number_zero():

@@ -119,6 +119,12 @@ def test_rows_are_what_the_pipeline_says(model, recordings, alone):
     assert long.seconds == 120 and len(long.timeline) > 0
 
 
+def test_the_table_loads_as_documented(alone, tmp_path):
+    files = str(alone / "scores-*.parquet")
+    loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=tmp_path).to_pandas()
+    assert sorted(loaded.record) == list(table(alone).record)
+
+
 def test_failures_are_listed_with_their_reason(recordings, alone):
     lost = sorted(path.name for path in recordings.glob("*.hea") if not path.with_suffix(".mat").exists())
     reasons = failures(alone)
@@ -197,7 +203,13 @@ def test_what_counts_as_a_recording(shared_data):
 
 
 @pytest.mark.parametrize(
-    ("more", "message"), [(["--model", ""], "--model is missing"), (["--batch_size", "0"], "batch_size is 0")]
+    ("more", "message"),
+    [
+        (["--model", ""], "--model is missing"),
+        (["--batch_size", "0"], "batch_size is 0"),
+        (["--pattern", "*.edf"], r"holds no recording that fits \*\.edf; expected names ending in \.hea"),
+        (["--input", __file__], "a file; expected a folder"),
+    ],
 )
 def test_bad_arguments_are_named(model, recordings, tmp_path, more, message):
     with pytest.raises(ValueError, match=message):
@@ -205,9 +217,51 @@ def test_bad_arguments_are_named(model, recordings, tmp_path, more, message):
 
 
 def test_another_models_table_is_not_mixed_in(recordings, alone, model, tmp_path):
-    shutil.copytree(model, tmp_path / "other")
-    with pytest.raises(ValueError, match="written for another model"):
-        main(flags(tmp_path / "other", recordings, alone))
+    """Wherever the model lies, and whatever its folder is called, its weights and thresholds tell it."""
+    shutil.copytree(model, tmp_path / "moved")
+    before = len(list(alone.glob("scores-*")))
+    main(flags(tmp_path / "moved", recordings, alone))
+    assert len(list(alone.glob("scores-*"))) == before
+
+    moved = EcgMambaForSequenceClassification.from_pretrained(tmp_path / "moved")
+    for change in (lambda: setattr(moved.config, "thresholds", [0.5, 0.45, 0.5]), moved.classifier.bias.data.zero_):
+        change()
+        moved.save_pretrained(tmp_path / "moved")
+        with pytest.raises(ValueError, match="written with another model"):
+            main(flags(tmp_path / "moved", recordings, alone))
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """Columns of numbers that say nothing of themselves; the last 20 of 60 s were never recorded."""
+    folder = tmp_path_factory.mktemp("bare")
+    signal = np.sin(np.arange(60 * 50)[:, None] * np.arange(1, 14) / 40) * 1000
+    signal[40 * 50 :] = np.nan
+    np.savetxt(folder / "patient.csv", signal, delimiter=",", fmt="%.3f")
+    return folder
+
+
+def test_what_recordings_leave_open_can_be_given(model, bare, tmp_path):
+    main(flags(model, bare, tmp_path / "scores", "--num_workers", "0"))
+    assert failures(tmp_path / "scores")["patient.csv"].startswith("patient does not state its sampling rate")
+    leads = [*EcgMambaConfig().leads, "V7"]
+    given = ("--sampling_rate", "50", "--units", "uV", "--num_workers", "0", "--leads", *leads)
+    main(flags(model, bare, tmp_path / "scores", *given))
+    row = table(tmp_path / "scores").iloc[0]
+    assert row.seconds == 60 and failures(tmp_path / "scores") == {}
+    assert any("left out: " in note for note in row.notes) and "not used: V7" in row.notes
+
+    # the same of a data set, each row with its own
+    path = str(bare / "patient.csv")
+    stated = {"sampling_rate": 50.0, "units": "uV", "leads": leads}
+    rows = [{"path": path, **stated}, {"path": path, "sampling_rate": 25.0}, {"path": path, "sampling_rate": None}]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "dataset")
+    given = ("--num_workers", "0", "--units", "uV", "--leads", *leads)
+    main(flags(model, tmp_path / "dataset", tmp_path / "of_rows", *given))
+    rows = table(tmp_path / "of_rows")
+    assert list(rows.seconds) == [60, 120]
+    assert rows.iloc[0][["score_AF", "score_PVC"]].tolist() == row[["score_AF", "score_PVC"]].tolist()
+    assert "does not state its sampling rate" in failures(tmp_path / "of_rows")["000000002"]
 
 
 def test_what_a_job_writes_is_no_input_of_the_next(tmp_path):

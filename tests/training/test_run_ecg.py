@@ -13,7 +13,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from hf_ecgmamba import EcgMambaConfig, EcgMambaFeatureExtractor, EcgMambaForSequenceClassification, save_for_hub
+from hf_ecgmamba import (
+    EcgMambaConfig,
+    EcgMambaFeatureExtractor,
+    EcgMambaForMaskedModeling,
+    EcgMambaForSequenceClassification,
+    save_for_hub,
+)
 from training.checkpoints import last_checkpoint
 from training.run_ecg import ModelArguments, build_model, main
 
@@ -122,6 +128,17 @@ def test_killed_and_resumed_equals_uninterrupted(place, uninterrupted):
     assert losses(place / "killed") == losses(folder)
 
 
+def test_a_run_does_not_go_on_with_other_arguments(place, uninterrupted):
+    changes = ("--learning_rate", "1e-3", "--lead_dropout", "0.2", "--hidden_size", "8", "--logging_steps", "5")
+    with pytest.raises(ValueError) as error:
+        main(arguments(place, "uninterrupted", "--resume_from_checkpoint", *changes))
+    for change in ("learning_rate is 0.001, expected 0.003", "lead_dropout is 0.2", "hidden_size is 8, expected 16"):
+        assert change in str(error.value)
+    assert "logging_steps" not in str(error.value)
+    with pytest.raises(ValueError, match="holds an earlier run"):
+        main(arguments(place, "uninterrupted"))
+
+
 @pytest.mark.slow
 def test_two_processes_equal_one_with_twice_the_batch(place):
     """Without dropout, whose masks are drawn by each process."""
@@ -157,6 +174,10 @@ def test_last_checkpoint_passes_over_a_half_written_one(tmp_path):
         (["--dataset", "mimic"], "dataset is 'mimic'"),
         (["--dataset", "ptbxl"], "data_dir is missing"),
         (["--crop_pooling", "sum"], "crop_pooling is 'sum'"),
+        (["--crop_seconds", "0"], r"crop_seconds is 0\.0; expected at least 0\.5 s"),
+        (["--crop_seconds", "inf"], "crop_seconds is inf"),
+        (["--preprocessing_workers", "0"], "preprocessing_workers is 0"),
+        (["--lead_dropout", "1"], "lead_dropout is 1"),
         (["--hidden_size", "0"], "hidden_size is 0"),
     ],
 )
@@ -165,14 +186,39 @@ def test_bad_arguments_are_named(place, flags, message):
         main(arguments(place, "bad", *flags))
 
 
-def test_fine_tuning_with_other_leads_is_checked_and_published(tmp_path):
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """An ECGMamba of three labels, and the same network pre-trained without any."""
     config = EcgMambaConfig(hidden_size=16, num_hidden_layers=1, num_labels=3)
-    model = EcgMambaForSequenceClassification(config)
-    save_for_hub(model, EcgMambaFeatureExtractor.from_model_config(config), tmp_path / "first")
-    start = str(tmp_path / "first")
-    tuned, reader = build_model(ModelArguments(model_name_or_path=start, leads=["I", "II"]), ("AF", "NORM"))
-    save_for_hub(tuned, reader, tmp_path / "second")
-    again = EcgMambaForSequenceClassification.from_pretrained(tmp_path / "second")
-    assert again.config.leads == ("I", "II") and again.config.id2label == {0: "AF", 1: "NORM"}
-    with pytest.raises(ValueError, match="pooling is 'foo'"):
-        build_model(ModelArguments(model_name_or_path=start, pooling="foo"), ("AF", "NORM"))
+    folder, reader = tmp_path_factory.mktemp("pretrained"), EcgMambaFeatureExtractor.from_model_config(config)
+    save_for_hub(EcgMambaForSequenceClassification(config), reader, folder / "labels")
+    save_for_hub(EcgMambaForMaskedModeling(config), reader, folder / "masked")
+    return folder
+
+
+@pytest.mark.parametrize("first", ["labels", "masked"])
+def test_fine_tuning_keeps_the_network_and_takes_a_new_head(pretrained, tmp_path, first):
+    given = {"model_name_or_path": str(pretrained / first), "optional_leads": ["V6"]}
+    tuned, reader = build_model(ModelArguments(**given), ("AF", "NORM"))
+    before, after = load_file(pretrained / first / "model.safetensors"), tuned.state_dict()
+    kept = [name for name in before if name.startswith("ecgmamba.")]
+    assert kept and all(torch.equal(before[name], after[name]) for name in kept)
+    assert tuned.classifier.weight.shape == (2, 16) and reader.optional_leads == ("V6",)
+    save_for_hub(tuned, reader, tmp_path)
+    again = EcgMambaForSequenceClassification.from_pretrained(tmp_path)
+    assert again.config.optional_leads == ("V6",) and again.config.id2label == {0: "AF", 1: "NORM"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"pooling": "foo"}, "pooling is 'foo'"),
+        ({"leads": ["I", "II"]}, r"whose weights do not fit this network \(ecgmamba.encoder.convolutions.0.weight\)"),
+        ({"num_hidden_layers": 2}, r"do not fit this network \(ecgmamba.blocks.1.* and \d+ more\)"),
+        ({"hidden_size": 32}, "do not fit this network"),
+        ({"pooling": "attention"}, "do not fit this network"),
+    ],
+)
+def test_fine_tuning_another_network_is_refused(pretrained, given, message):
+    with pytest.raises(ValueError, match=message):
+        build_model(ModelArguments(model_name_or_path=str(pretrained / "labels"), **given), ("AF", "NORM"))

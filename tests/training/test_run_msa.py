@@ -155,7 +155,10 @@ def test_killed_and_resumed_equals_uninterrupted(place, uninterrupted):
     assert not (place / "killed" / "seed_2" / "metrics.json").exists()
     first = (place / "killed" / "seed_1" / "model.safetensors").stat().st_mtime_ns
 
-    main(arguments(place, "killed", "--resume_from_checkpoint"))
+    # from elsewhere, by other readers: neither may matter
+    (place / "killed").rename(place / "moved")
+    main(arguments(place, "moved", "--resume_from_checkpoint", "--dataloader_num_workers", "1"))
+    (place / "moved").rename(place / "killed")
     assert (place / "killed" / "seed_1" / "model.safetensors").stat().st_mtime_ns == first
     for folder in ("seed_1", "seed_2", "seed_2/checkpoint-14"):
         assert_equal_weights(place / "killed" / folder, uninterrupted / folder)
@@ -170,25 +173,49 @@ def test_an_earlier_run_is_not_mixed_with_a_new_one(place, uninterrupted):
         main(arguments(place, "uninterrupted"))
 
 
+def test_a_run_does_not_go_on_with_other_arguments_or_data(place, uninterrupted):
+    before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.is_file()}
+    changes = ("--learning_rate", "1e-3", "--noise", "0.2", "--dropout", "0.3", "--num_samples", "99")
+    with pytest.raises(ValueError) as error:
+        main(arguments(place, "uninterrupted", "--resume_from_checkpoint", *changes))
+    for change in (
+        "learning_rate is 0.001, expected 0.003",
+        "noise is 0.2, expected 0.1",
+        "dropout is 0.3, expected 0.1",
+        "train data is '67 samples, ",
+    ):
+        assert change in str(error.value)
+    assert before == {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.is_file()}
+
+
+# labels of unlike token counts: "-0.25" and "0.50"; classes "9", "10" and "11"
+CLASSES = ("--labels", *(f"unused {index}" for index in range(9)), "negative", "neutral", "positive")
+TASKS = {"regression": ("--label_step", "0.25"), "classification": ("--task", "classification", *CLASSES)}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("head", ["none", "alone"])
-def test_two_processes_equal_one_with_twice_the_batch(place, head):
+@pytest.mark.parametrize(
+    "head, task",
+    [("none", "regression"), ("alone", "regression"), ("beside", "regression"), ("beside", "classification")],
+)
+def test_two_processes_equal_one_with_twice_the_batch(place, head, task):
     """Without dropout, whose masks are drawn by each process."""
-    flags = ("--dropout", "0", "--head", head, "--seeds", "1", "--label_step", "0.25")
+    name = f"{head}_{task}"
+    flags = ("--dropout", "0", "--head", head, "--seeds", "1", *TASKS[task])
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--cpu"]
-    process = start(
-        [*launch, str(SCRIPT), *arguments(place, f"two_{head}", *flags, "--per_device_train_batch_size", "4")]
-    )
+    two_flags = ("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2")
+    process = start([*launch, str(SCRIPT), *arguments(place, f"two_{name}", *flags, *two_flags)])
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    main(arguments(place, f"one_{head}", *flags))
-    one, two = losses(place / f"one_{head}" / "seed_1"), losses(place / f"two_{head}" / "seed_1")
+    main(arguments(place, f"one_{name}", *flags))
+    one, two = losses(place / f"one_{name}" / "seed_1"), losses(place / f"two_{name}" / "seed_1")
     assert len(one) == 2 * STEPS_PER_EPOCH and one.keys() == two.keys()
     assert max(abs(one[step] - two[step]) for step in one) < 1e-4
-    assert_equal_weights(place / f"one_{head}" / "seed_1", place / f"two_{head}" / "seed_1", atol=1e-4)
-    paths = [place / f"{name}_{head}" / "results.json" for name in ("one", "two")]
+    assert_equal_weights(place / f"one_{name}" / "seed_1", place / f"two_{name}" / "seed_1", atol=1e-4)
+    paths = [place / f"{number}_{name}" / "results.json" for number in ("one", "two")]
     results = [json.loads(path.read_text())["1"]["test"] for path in paths]
-    assert results[0]["mae"] == pytest.approx(results[1]["mae"], abs=1e-4)
+    metric = "mae" if task == "regression" else "weighted_f1"
+    assert results[0][metric] == pytest.approx(results[1][metric], abs=1e-4)
 
 
 QUICK = (
@@ -263,6 +290,14 @@ def test_a_modality_can_be_withheld(tmp_path, withheld):
     assert results[1]["valid"]["unparsable"] == 0
 
 
+def test_a_published_folder_keeps_the_limits_it_was_trained_with(tmp_path):
+    limits = {"max_text_tokens": 5, "max_audio_length": 21, "max_vision_length": 11, "num_context_utterances": 2}
+    flags = [word for name, value in limits.items() for word in (f"--{name}", str(value))]
+    main(["--num_samples", "48", "--label_step", "0.5", *flags, "--output_dir", str(tmp_path / "run"), *QUICK])
+    processor = MseProcessor.from_pretrained(tmp_path / "run" / "seed_1")
+    assert {name: getattr(processor, name) for name in limits} == limits
+
+
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("msa_*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_is_one(recipe):
     data, network, training = parse_recipe((DataArguments, ModelArguments, MsaTrainingArguments), [
@@ -276,17 +311,19 @@ def test_every_recipe_is_one(recipe):
 
 def test_recipes_have_the_papers_values():
     names = {path.stem for path in RECIPES.glob("msa_*.yaml")}
-    for dataset, learning_rate, batch, sizes in (
-        ("mosei", 5e-5, 8, (64, 32)),
-        ("simsv2", 5e-5, 8, (64, 64)),
-        ("meld", 5e-4, 6, (64, 32)),
-        ("cherma", 5e-5, 6, (32, 16)),
+    for dataset, learning_rate, batch, sizes, lengths in (
+        ("mosei", 5e-5, 8, (64, 32), (50, 500, 375)),
+        ("simsv2", 5e-5, 8, (64, 64), (50, 925, 232)),
+        ("meld", 5e-4, 6, (64, 32), (65, 157, 32)),
+        ("cherma", 5e-5, 6, (32, 16), (78, 543, 16)),
     ):
         for backbone in ("chatglm3", "llama2", "qwen"):
             assert f"msa_{dataset}_{backbone}" in names
             values = yaml.safe_load((RECIPES / f"msa_{dataset}_{backbone}.yaml").read_text(encoding="utf-8"))
             assert values["learning_rate"] == learning_rate and values["per_device_train_batch_size"] == batch
             assert (values["audio_hidden_size"], values["vision_hidden_size"]) == sizes
+            limits = ("max_text_tokens", "max_audio_length", "max_vision_length")
+            assert tuple(values[limit] for limit in limits) == lengths
             assert len(values["seeds"]) == 5 and values["warmup_steps"] == 0.1
 
 
@@ -298,12 +335,26 @@ def test_recipes_have_the_papers_values():
         (("--dataset", "mse_adapter", "--data_path", "train.pkl"), "{split}"),
         (("--withhold", "smell"), "text, audio and vision, not smell"),
         (("--swap_vision", "0.5"), "swap_vision is 0.5"),
+        (("--seed", "7"), "seed is 7; expected seeds"),
+        (("--learning_rat", "1"), "--learning_rat 1; no such arguments"),
+        (("--quantization", "4bit"), "quantization is '4bit'; expected none for the backbone 'tiny'"),
+        (("--dtype", "float8"), "dtype is 'float8'"),
+        (("--dataset", "mmsa", "--data_path", "x", "--task", "classification"), "expected regression, as mmsa has"),
+        (("--labels", "a", "b"), "expected none in a regression"),
+        (("--label_range", "-1", "1"), r"label_range is \[-1.0, 1.0\], but \d+ labels of the train split are outside"),
+        (("--early_stopping_patience", "-1"), "early_stopping_patience is -1"),
+        pytest.param(
+            ("--fp16", "true"),
+            "there is no GPU",
+            marks=pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator"),
+        ),
         (("--head_label_smoothing", "0.1"), "a classifying head that is alone"),
         (("--memory_steps", "2"), "memory_steps is 2"),
         (("--answer_method", "head"), "answer_method is 'head'"),
         (("--answer_method", "guess", "--head", "alone"), "answer_method is 'guess'"),
         (("--task", "classification", "--answer_method", "expected"), "answer_method is 'expected'"),
         (("--num_context_utterances", "-1"), "num_context_utterances is -1"),
+        (("--max_text_tokens", "0"), "max_text_tokens must be a whole number of at least 1"),
         (("--task", "classification", "--swap_vision", "1.5"), "swap_vision is 1.5"),
         (("--num_samples", "6"), "do not fill one step"),
         (("--task", "classification", "--labels", "negative", "positive"), "'neutral'"),
@@ -312,6 +363,38 @@ def test_recipes_have_the_papers_values():
 def test_a_wrong_argument_is_named(tmp_path, flags, message):
     with pytest.raises(ValueError, match=message):
         main([*flags, "--output_dir", str(tmp_path / "run"), *QUICK])
+
+
+def test_what_cannot_be_opened_is_named(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("seeds: [1")
+    with pytest.raises(ValueError, match=r"recipe\.yaml is no yaml"):
+        main([str(tmp_path / "recipe.yaml")])
+    with pytest.raises(OSError, match="backbone is '/no/where'; expected tiny, or a folder or Hub id"):
+        main(["--num_samples", "48", *QUICK, "--backbone", "/no/where"])
+
+
+def test_splits_of_unlike_width_are_refused_and_what_was_found_is_told(tmp_path, capsys):
+    def write(split, dim, labels):
+        entries = [
+            {
+                "features": {"text": "a", "audio": np.ones((2 + i, dim)), "video": None if i else [[1.0]]},
+                "label": label,
+            }
+            for i, label in enumerate(labels)
+        ]
+        (tmp_path / f"{split}.pkl").write_bytes(pickle.dumps(entries))
+
+    flags = ("--dataset", "mse_adapter", "--data_path", str(tmp_path / "{split}.pkl"), "--per_device_train_batch_size",
+             "2", "--output_dir", str(tmp_path / "run"), *QUICK)  # fmt: skip
+    write("train", 3, [0.5, 1.0])
+    write("valid", 2, [1.0])
+    with pytest.raises(ValueError, match=r"audio has \{'train': 3, 'valid': 2\} features"):
+        main([*flags])
+    write("valid", 3, [1.0])
+    main([*flags])
+    printed = capsys.readouterr().out
+    assert "train: 2 samples, audio [2 to 3, 3], vision [1, 1] (missing in 1)\n" in printed
+    assert "valid: 1 samples, audio [2, 3], vision [1, 1]\n" in printed
 
 
 @pytest.mark.parametrize("dataset, labels", [("cherma", [6, 0]), ("meld", ["disgust", "neutral"])])

@@ -1,31 +1,35 @@
 """What training does to a recording so that the network does not learn it by heart."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 
 @dataclass(frozen=True)
 class EcgAugmentation:
-    """
-    Attributes:
-        time_shift_seconds (`float`): how far a crop may reach beyond either end of the recording; what lies beyond is
-            missing, so the crop gets shorter.
-        lead_dropout (`float`): probability of each lead to be missing; one lead always stays.
-        amplitude_scaling (`float`): the signal is multiplied by a factor drawn from 1 +- this, one for all leads, as
-            their proportions carry the diagnosis.
-        noise (`float`): standard deviation of white noise, in millivolts.
-        baseline_wander (`float`): largest amplitude of a slow sine (0.05-0.5 Hz) on each lead, in millivolts.
+    """Each field is an argument of run_ecg.py, and raises a ValueError where it is out of range."""
 
-    Raises:
-        ValueError: for a negative number, or a probability or scaling of 1 or more.
-    """
-
-    time_shift_seconds: float = 0.0
-    lead_dropout: float = 0.0
-    amplitude_scaling: float = 0.0
-    noise: float = 0.0
-    baseline_wander: float = 0.0
+    time_shift_seconds: float = field(
+        default=0.0,
+        metadata={
+            "help": "How far a crop may reach beyond either end of the recording; what lies beyond is missing, so the "
+            "crop gets shorter."
+        },
+    )
+    lead_dropout: float = field(
+        default=0.0, metadata={"help": "Probability of each lead to be missing; one lead always stays."}
+    )
+    amplitude_scaling: float = field(
+        default=0.0,
+        metadata={
+            "help": "The signal is multiplied by a factor drawn from 1 +- this, one for all leads, as their "
+            "proportions carry the diagnosis."
+        },
+    )
+    noise: float = field(default=0.0, metadata={"help": "Standard deviation of white noise, in millivolts."})
+    baseline_wander: float = field(
+        default=0.0, metadata={"help": "Largest amplitude of a slow sine (0.05-0.5 Hz) on each lead, in millivolts."}
+    )
 
     def __post_init__(self):
         limits = {"lead_dropout": 1.0, "amplitude_scaling": 1.0}

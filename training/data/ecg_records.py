@@ -45,6 +45,8 @@ class EcgCollection:
     def __post_init__(self):
         if not self.records:
             raise ValueError("the data set holds no labelled recording; expected at least one")
+        if not self.label_names:
+            raise ValueError("the data set names no label; expected at least one that a recording has")
         names = [record.name for record in self.records]
         if len(set(names)) != len(names):
             twice = next(name for name in names if names.count(name) > 1)

@@ -58,6 +58,7 @@ class MsaSamples(torch.utils.data.Dataset):
         if unknown:
             raise ValueError(f"withhold takes text, audio and vision, not {', '.join(sorted(unknown))}")
         self.columns = dataset.select_columns(["text", *MODALITIES, "label", "speaker"])
+        self.steps = dataset.select_columns([f"{modality}_steps" for modality in MODALITIES])
         self.withhold = withhold
         self.augmentation, self.swap_vision, self.seed = augmentation, swap_vision, seed
         self.labels, self.rows_of_label = [str(label) for label in dataset["label"]], defaultdict(list)
@@ -92,14 +93,41 @@ class MsaSamples(torch.utils.data.Dataset):
 
     def _sample(self, row, index, generator):
         label = row["label"]
-        sample = {"text": str(row["text"]), "label": str(label) if isinstance(label, str) else float(label)}
+        sample = {"label": str(label) if isinstance(label, str) else float(label)}
         for modality in MODALITIES:
             values = row[modality]
             if generator is not None and self.augmentation is not None:
                 values = self.augmentation(values, modality, generator)
-            sample[modality] = values if len(values) else None
+            sample[modality] = values if len(values) and modality not in self.withhold else None
+        return sample | self._words(index, row["text"], row["speaker"])
+
+    def _words(self, index, text, speaker):
+        """Text and, in a conversation, context and speaker; earlier utterances are withheld with the text."""
+        shown = "text" not in self.withhold
+        words = {"text": str(text) if shown else ""}
         if self.context is not None:
-            sample |= {"context": self.context[index], "speaker": str(row["speaker"])}
-        withheld = {name: "" if name == "text" else None for name in self.withhold}
-        # earlier utterances are text too
-        return sample | withheld | ({"context": []} if "text" in self.withhold else {})
+            words |= {"context": self.context[index] if shown else [], "speaker": str(speaker)}
+        return words
+
+    def costs(self, processor, model):
+        """What each sample costs in a forward pass, about: multiply-adds of the LLM for every token of the prompt and
+        of the encoders' LSTMs for every step of audio and vision. (Attention, which is small at such lengths, is left
+        out.)
+
+        Args:
+            processor (MseProcessor), model (MseForConditionalGeneration).
+
+        Returns:
+            np.ndarray float64 [samples].
+        """
+        texts, speakers = self.columns["text"][:], self.columns["speaker"][:]
+        words = (self._words(index, *pair) for index, pair in enumerate(zip(texts, speakers, strict=True)))
+        costs = np.array([processor.num_tokens(**sample) for sample in words], dtype=float)
+        costs *= model.language_model.num_parameters(exclude_embeddings=True)
+        for modality in set(MODALITIES) - set(self.withhold):
+            steps = np.asarray(self.steps[f"{modality}_steps"][:])
+            longest = getattr(processor, f"max_{modality}_length")
+            encoder = getattr(model.adapter, f"{modality}_encoder")
+            per_step = sum(weight.numel() for weight in encoder.lstm.parameters())
+            costs += per_step * np.minimum(steps, np.inf if longest is None else longest)
+        return costs

@@ -4,13 +4,14 @@ Read row group by row group into an Arrow cache that `datasets` maps into memory
 """
 
 import logging
+from difflib import get_close_matches
 from pathlib import Path
 
 import pyarrow.parquet as parquet
 from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 
-from training.data.msa_samples import SPLIT_NAMES, clean_sample, fit_widths, sample_features, widths_of
+from training.data.msa_samples import MODALITIES, SPLIT_NAMES, clean_sample, fit_widths, sample_features, widths_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,8 @@ def load_msa_parquet(folder, task, cache_dir=None):
 
     Raises:
         OSError: no such folder or no such file in it.
-        ValueError: a column is missing or a value is not what it should be; the message names file and sample.
+        ValueError: a column is missing or misspelt, or a value is not what it should be; the message names file and
+            sample.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -57,6 +59,13 @@ def _load_file(path, task, cache_dir):
     missing = [column for column in ("id", "text", "label") if column not in columns]
     if missing:
         raise ValueError(f"{path}: the column {', '.join(missing)} is missing; present are {', '.join(columns)}")
+    unread = [column for column in columns if column not in COLUMNS]
+    for modality in MODALITIES:
+        if modality not in columns:
+            misspelt = get_close_matches(modality, unread, n=1, cutoff=0.8)
+            if misspelt:
+                raise ValueError(f"{path} has the column {misspelt[0]!r}; expected {modality!r}")
+            logger.warning("%s has no column %s, so that all samples lack it", path, modality)
     widths = widths_of(_read_rows(path, task))
     state = path.stat()
     try:

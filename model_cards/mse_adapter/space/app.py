@@ -16,7 +16,8 @@ def read(text, speaker, audio, vision):
     except (OSError, ValueError) as error:
         raise gr.Error(str(error)) from error
     if is_regression:
-        return f"## {answer['value']:+.2f} ± {answer['spread']:.2f}\non a scale from {texts[0]} to {texts[-1]}"
+        spread = f" ± {answer['spread']:.2f}" if "spread" in answer else ""  # a head answers without
+        return f"## {answer['value']:+.2f}{spread}\non a scale from {texts[0]} to {texts[-1]}"
     return answer["probabilities"]
 
 
