@@ -452,8 +452,8 @@ class MseForConditionalGeneration(PreTrainedModel):
             answers (`AnswerFormat`): `processor.answers`.
             method (`str`, *optional*):
                 "head", which is the default where there is one, or one of `AnswerFormat.predict`, whose default counts
-                otherwise. (Beside the LLM's own answers the head is the better one in three of the four tasks of
-                benchmarks/mse_answers.py.)
+                otherwise. (Beside the LLM's own answers a head is far better in two of the four tasks of
+                benchmarks/mse_answers.py, and about as good in the others.)
 
         Returns:
             `list[Prediction]`
