@@ -15,7 +15,7 @@ import json
 import logging
 import math
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import evaluate
@@ -67,7 +67,6 @@ logger = logging.getLogger(__name__)
 METRICS = Path(__file__).resolve().parent / "metrics"
 TINY = "tiny"
 DTYPES = ("float32", "bfloat16", "float16", "auto")
-AUGMENTATIONS = tuple(field.name for field in fields(FeatureAugmentation) if field.name != "statistics")
 
 
 @dataclass
@@ -106,15 +105,12 @@ class DataArguments:
         metadata={"help": "Steps of the windows whose functionals stand for the audio; 0: no windows."},
     )
     audio_hop: int = field(default=0, metadata={"help": "Distance of the windows; half of audio_window by default."})
-    swap_vision: float = field(default=0.0, metadata={"help": "See MsaSamples; for classification."})
-    time_crop: int = field(default=0, metadata={"help": "See FeatureAugmentation for this and the next."})
-    time_masks: int = 0
-    time_mask_steps: int = 0
-    feature_masks: int = 0
-    feature_mask_features: int = 0
-    feature_dropout: float = 0.0
-    noise: float = 0.0
-    offset: float = 0.0
+    swap_vision: float = field(
+        default=0.0,
+        metadata={
+            "help": "classification: probability that a training sample shows the face of another with its label."
+        },
+    )
 
     def __post_init__(self):
         if self.dataset not in LOADERS:
@@ -234,8 +230,11 @@ class MsaTrainingArguments(TrainingArguments):
             raise ValueError(f"seed is {self.seed}; expected seeds instead, one training each")
 
 
+ARGUMENTS = (DataArguments, FeatureAugmentation, ModelArguments, MsaTrainingArguments)
+
+
 def main(arguments=None):
-    data, network, training = parse_recipe((DataArguments, ModelArguments, MsaTrainingArguments), arguments)
+    data, augmentation, network, training = parse_recipe(ARGUMENTS, arguments)
     if training.head_label_smoothing and (network.head, data.task) != ("alone", "classification"):
         raise ValueError(
             f"head_label_smoothing is {training.head_label_smoothing}, head {network.head!r}, task {data.task!r}; "
@@ -256,7 +255,9 @@ def main(arguments=None):
         return model
 
     deciding = {split: splits[split] for split in ("train", "valid")}
-    made_with = describe_run((data, network, training), new_model().config, deciding, training.world_size)
+    made_with = describe_run(
+        (data, augmentation, network, training), new_model().config, deciding, training.world_size
+    )
     folders = {seed: Path(training.output_dir) / f"seed_{seed}" for seed in training.seeds}
     # of all seeds, before hours go into the first
     checkpoints = {
@@ -269,7 +270,9 @@ def main(arguments=None):
             runs[seed] = read_finished(folder)
             continue
         record_run(folder, made_with | {"seed": seed})
-        runs[seed] = train_seed(seed, folder, checkpoints[seed], data, network, training, splits, new_model, processor)
+        runs[seed] = train_seed(
+            seed, folder, checkpoints[seed], data, augmentation, network, training, splits, new_model, processor
+        )
     if training.process_index == 0:
         write_results(runs, Path(training.output_dir), data)
     return {seed: metrics for seed, (metrics, _) in runs.items()}
@@ -537,14 +540,15 @@ class MseTrainer(Trainer):
         return [float(index), *(prediction.probabilities or [0.0] * len(answers.labels))]
 
 
-def build_trainer(model, processor, splits, data, network, training):
-    augmentation = FeatureAugmentation(
-        processor.feature_statistics,
-        **{name: getattr(data, name) for name in AUGMENTATIONS},
-    )
+def build_trainer(model, processor, splits, data, augmentation, network, training):
     seen = {"num_context_utterances": data.num_context_utterances, "withhold": data.withhold}
     train = MsaSamples(
-        splits["train"], **seen, augmentation=augmentation, swap_vision=data.swap_vision, seed=training.seed
+        splits["train"],
+        **seen,
+        augmentation=augmentation,
+        feature_statistics=processor.feature_statistics,
+        swap_vision=data.swap_vision,
+        seed=training.seed,
     )
     callbacks = []
     if training.early_stopping_patience:
@@ -593,7 +597,7 @@ def metrics_of(data):
     return compute_metrics
 
 
-def train_seed(seed, folder, checkpoint, data, network, training, splits, new_model, processor):
+def train_seed(seed, folder, checkpoint, data, augmentation, network, training, splits, new_model, processor):
     """Train once, from `checkpoint` if there is one, into `folder`. Returns metrics by split and the trainer's log."""
     training = copy.copy(training)
     training.output_dir, training.seed = str(folder), seed
@@ -601,7 +605,7 @@ def train_seed(seed, folder, checkpoint, data, network, training, splits, new_mo
     training.greater_is_better = data.task == "classification"
     set_seed(seed)
     model = new_model()
-    trainer = build_trainer(model, processor, splits, data, network, training)
+    trainer = build_trainer(model, processor, splits, data, augmentation, network, training)
     train_from(trainer, checkpoint)
 
     metrics = {}

@@ -24,9 +24,8 @@ from training.data.simulated_msa import load_simulated_msa
 from training.data.tiny_language_model import build_tiny_language_model
 from training.recipe import parse_recipe
 from training.run_msa import (
+    ARGUMENTS,
     DataArguments,
-    ModelArguments,
-    MsaTrainingArguments,
     finite_or_none,
     load_splits,
     main,
@@ -300,11 +299,11 @@ def test_a_published_folder_keeps_the_limits_it_was_trained_with(tmp_path):
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("msa_*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_is_one(recipe):
-    data, network, training = parse_recipe((DataArguments, ModelArguments, MsaTrainingArguments), [
-        str(recipe), "--data_path", "anywhere", "--bf16", "false"
-    ])  # fmt: skip
+    flags = ["--data_path", "anywhere", "--bf16", "false"]
+    data, augmentation, network, training = parse_recipe(ARGUMENTS, [str(recipe), *flags])
     values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     assert data.language == values.get("language", "en") and network.backbone == values["backbone"]
+    assert augmentation.noise == values.get("noise", 0.0)
     # PyYAML reads 5e-5 as a string: whatever the recipe writes must arrive as a number
     assert isinstance(training.learning_rate, float) and training.learning_rate == float(values["learning_rate"])
 
@@ -335,6 +334,8 @@ def test_recipes_have_the_papers_values():
         (("--dataset", "mse_adapter", "--data_path", "train.pkl"), "{split}"),
         (("--withhold", "smell"), "text, audio and vision, not smell"),
         (("--swap_vision", "0.5"), "swap_vision is 0.5"),
+        (("--noise", "-1"), "noise is -1"),
+        (("--feature_dropout", "1"), r"feature_dropout is 1.0; expected a number in \[0, 1.0\)"),
         (("--seed", "7"), "seed is 7; expected seeds"),
         (("--learning_rat", "1"), "--learning_rat 1; no such arguments"),
         (("--quantization", "4bit"), "quantization is '4bit'; expected none for the backbone 'tiny'"),
