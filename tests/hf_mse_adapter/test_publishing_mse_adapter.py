@@ -64,6 +64,24 @@ def test_an_llm_without_a_name_travels_along(tmp_path):
     assert MseForConditionalGeneration.from_pretrained(moved.with_name("again")).language_model is not None
 
 
+def test_publishes_from_an_installed_wheel(run_installed, tmp_path):
+    """Nothing of the clone is there: the wheel brings the card's template and the endpoint's files."""
+    folder = save_for_hub(*build(), tmp_path / "here", card={"summary": "Reads films."})
+    code = f"""
+from hf_mse_adapter import MseForConditionalGeneration, MseProcessor, save_for_hub
+parts = [one.from_pretrained({str(folder)!r}) for one in (MseForConditionalGeneration, MseProcessor)]
+save_for_hub(*parts, "here_too", card={{"summary": "Reads films."}})
+"""
+    run_installed(code, tmp_path)
+    names = {path.relative_to(folder) for path in folder.rglob("*")}
+    assert {path.relative_to(tmp_path / "here_too") for path in (tmp_path / "here_too").rglob("*")} == names
+    assert {"README.md", "handler.py", "requirements.txt"} <= set(map(str, names))
+    for name in ("handler.py", "requirements.txt", "processing_mse_adapter.py"):
+        assert (tmp_path / "here_too" / name).read_bytes() == (folder / name).read_bytes()
+    card = (tmp_path / "here_too" / "README.md").read_text()
+    assert card == (folder / "README.md").read_text().replace('here"', 'here_too"').replace("# here", "# here_too")
+
+
 def test_what_cannot_be_published_is_refused(tmp_path):
     model, processor = build()
     with pytest.raises(ValueError, match="LlamaForCausalLM"):
