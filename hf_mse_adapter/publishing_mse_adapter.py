@@ -56,7 +56,7 @@ def save_for_hub(model, processor, folder, *, include_backbone=None, card=None, 
         include_backbone (`bool`, *optional*):
             Put the LLM into the folder too, as "language_model". By default only one that nobody could fetch: without
             a name, or with one that begins with "./".
-        card (`dict`, *optional*): texts for the card's template, by the names in its braces; more than the defaults.
+        card (`dict`, *optional*): texts for the card, by the names in the braces of its template.
         card_folder (`str` or `Path`): README.md (template), handler.py, requirements.txt.
 
     Returns:
@@ -134,7 +134,8 @@ def _model_card(model, name, texts, card_folder):
     )
     known = {
         "model_name": name,
-        "model_id": name,
+        "task": config.task,
+        "head": config.head,
         "backbone": f"[{backbone}](https://huggingface.co/{backbone})"
         if on_hub
         else type(model.language_model).__name__,

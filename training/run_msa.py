@@ -1,6 +1,6 @@
 """Train an MSE-Adapter: a frozen causal LLM learns to read sentiment or emotion from words, voice and face.
 
-    accelerate launch training/run_msa.py training/recipes/msa_mosei_llama2.yaml --data_path mosei.pkl [--seeds 1 2]
+    accelerate launch training/run_msa.py training/recipes/msa_mosei_llama2.yaml --data_path unaligned_50.pkl
 
 A recipe names a data set, a backbone and whatever differs from the defaults below; flags win over the recipe. Every
 seed leaves a Hub-ready folder `seed_N` (adapter, processor, pipeline and code; of the LLM only its name), its metrics
@@ -620,12 +620,24 @@ def train_seed(seed, folder, checkpoint, data, augmentation, network, training, 
             write_predictions(folder / f"predictions_{split}.csv", splits[split], output.predictions, data)
     history = [{name: finite_or_none(value) for name, value in entry.items()} for entry in trainer.state.log_history]
     if trainer.is_world_process_zero():
-        save_for_hub(model, processor, folder)
+        save_for_hub(model, processor, folder, card=card_texts(folder, data, splits, trainer.state.epoch, metrics))
         write_json(folder / "history.json", history)
         # last, because it says that all the rest is there
         write_json(folder / FINISHED, metrics)
     trainer.accelerator.wait_for_everyone()
     return metrics, history
+
+
+def card_texts(folder, data, splits, epochs, metrics):
+    """What the model card says of this training."""
+    names = [name for name in next(iter(metrics.values())) if all(name in measured for measured in metrics.values())]
+    rows = [[split, *(measured[name] for name in names)] for split, measured in metrics.items()]
+    return {
+        "model_name": f"{folder.parent.name}, {folder.name}",
+        "training_description": f"On {len(splits['train'])} samples (data set: {data.dataset}), for {epochs:g} "
+        "epochs, by `training/run_msa.py`; its arguments are in `made_with.json`.",
+        "evaluation_description": markdown_table(["split", *names], rows),
+    }
 
 
 def finite_or_none(value):

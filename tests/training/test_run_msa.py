@@ -116,7 +116,13 @@ def test_a_run_leaves_models_predictions_and_a_report(uninterrupted):
         (prediction,) = model.predict(processor.collate([sample]), processor.answers)
         assert prediction.value == pytest.approx(float(rows[3]["prediction"]), abs=1e-4)
         error = statistics.mean(abs(float(row["label"]) - float(row["prediction"])) for row in rows)
-        assert json.loads((folder / "metrics.json").read_text())["test"]["mae"] == pytest.approx(error, abs=1e-5)
+        measured = json.loads((folder / "metrics.json").read_text())
+        assert measured["test"]["mae"] == pytest.approx(error, abs=1e-5)
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        assert f"# {uninterrupted.name}, seed_{seed}\n" in card and "On 63 samples (data set: simulated)" in card
+        for split in ("valid", "test"):
+            (row,) = [line for line in card.splitlines() if line.startswith(f"| {split} ")]
+            assert f" {measured[split]['mae']:.4g} " in row
     assert (uninterrupted / "training_curves.png").stat().st_size > 10_000
 
 
