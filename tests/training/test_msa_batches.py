@@ -92,6 +92,7 @@ def test_text_without_features(shared_data):
         ({"label": "joy"}, "regression", "d1_2.*finite number"),
         ({"label": float("nan")}, "regression", "finite number"),
         ({"audio": np.zeros((2, 2, 2))}, "classification", "audio must"),
+        ({"audio": np.zeros((2, 2), dtype="datetime64[s]")}, "classification", "audio must hold numbers"),
     ],
 )
 def test_what_is_wrong_in_parquet_is_named(tmp_path, change, task, message):
