@@ -100,7 +100,7 @@ def save_for_hub(model, processor, folder, *, include_backbone=None, card=None, 
                 shutil.copyfile(card_folder / file, staging / file)
         if (card_folder / "README.md").is_file():
             texts = {"backbone_inside": BACKBONE_FOLDER if include_backbone else None} | (card or {})
-            _model_card(model, folder.resolve().name, texts, card_folder).save(staging / "README.md")
+            _model_card(model, processor, folder.resolve().name, texts, card_folder).save(staging / "README.md")
         for item in sorted(staging.iterdir(), key=lambda item: item.name == "config.json"):
             if item.is_dir() and (folder / item.name).is_dir():
                 shutil.rmtree(folder / item.name)
@@ -120,7 +120,7 @@ def _add_to_json(path, additions):
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _model_card(model, name, texts, card_folder):
+def _model_card(model, processor, name, texts, card_folder):
     """The README.md of the folder, from the template in `card_folder`."""
     config, backbone = model.config, model.config.backbone_name_or_path
     # a folder cannot be linked
@@ -144,5 +144,6 @@ def _model_card(model, name, texts, card_folder):
         "num_pseudo_tokens": config.num_pseudo_tokens,
         "audio_dim": config.audio_dim,
         "vision_dim": config.vision_dim,
+        "num_context_utterances": processor.num_context_utterances,
     }
     return ModelCard.from_template(data, template_path=str(card_folder / "README.md"), **(known | texts))

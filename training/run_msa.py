@@ -91,7 +91,9 @@ class DataArguments:
         metadata={"help": "classification: the classes in order; those of the training split by default."},
     )
     language: str = field(default="en", metadata={"help": "Of the prompt: en or zh."})
-    num_context_utterances: int = field(default=0, metadata={"help": "Earlier utterances of the dialogue to show."})
+    num_context_utterances: int = field(
+        default=0, metadata={"help": "Earlier utterances of the dialogue to show; 0 leaves out the speaker too."}
+    )
     max_text_tokens: int | None = field(
         default=None, metadata={"help": "Tokens of an utterance; of a longer one the beginning is kept."}
     )
@@ -462,7 +464,7 @@ def build_processor(data, network, train, tokenizer):
         config,
         tokenizer,
         # a published model shall show its LLM no longer conversation than it was trained on
-        num_context_utterances=data.num_context_utterances or None,
+        num_context_utterances=data.num_context_utterances,
         max_text_tokens=data.max_text_tokens,
         max_audio_length=data.max_audio_length,
         max_vision_length=data.max_vision_length,

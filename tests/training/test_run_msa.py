@@ -107,6 +107,7 @@ def test_a_run_leaves_models_predictions_and_a_report(uninterrupted):
         folder = uninterrupted / f"seed_{seed}"
         model = MseForConditionalGeneration.from_pretrained(folder)
         processor = MseProcessor.from_pretrained(folder)
+        assert processor.num_context_utterances == 0  # none was seen in training
         test = load_simulated_msa(93)["test"]
         with (folder / "predictions_test.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -120,6 +121,7 @@ def test_a_run_leaves_models_predictions_and_a_report(uninterrupted):
         assert measured["test"]["mae"] == pytest.approx(error, abs=1e-5)
         card = (folder / "README.md").read_text(encoding="utf-8")
         assert f"# {uninterrupted.name}, seed_{seed}\n" in card and "On 63 samples (data set: simulated)" in card
+        assert "context" not in card
         for split in ("valid", "test"):
             (row,) = [line for line in card.splitlines() if line.startswith(f"| {split} ")]
             assert f" {measured[split]['mae']:.4g} " in row
@@ -301,6 +303,7 @@ def test_a_published_folder_keeps_the_limits_it_was_trained_with(tmp_path):
     main(["--num_samples", "48", "--label_step", "0.5", *flags, "--output_dir", str(tmp_path / "run"), *QUICK])
     processor = MseProcessor.from_pretrained(tmp_path / "run" / "seed_1")
     assert {name: getattr(processor, name) for name in limits} == limits
+    assert "(the last 2 are read)" in (tmp_path / "run" / "seed_1" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("msa_*.yaml")), ids=lambda path: path.stem)
