@@ -72,7 +72,8 @@ def read(options):
     )
     pipe = MultimodalSentimentPipeline(model, processor=processor, device=options.device)
     sample = {name: getattr(options, name) for name in ("text", "audio", "vision", "speaker")}
-    sample["context"] = [tuple(turn.split(":", 1)) if ":" in turn else turn for turn in options.context]
+    turns = [turn.split(":", 1) for turn in options.context]
+    sample["context"] = [tuple(map(str.strip, turn)) if len(turn) == 2 else turn[0] for turn in turns]
     return pipe(sample, method=options.method)
 
 

@@ -419,11 +419,14 @@ def takes_tree_mask(llm, length):
 def _tree_equals_rows(llm):
     """Two padded prompts of four tokens, then two branches of three: as a tree, as rows, and as one sequence."""
     embedding = llm.get_input_embeddings()
-    device = embedding.weight.device
-    ids = torch.arange(8, device=device).view(2, 4) % embedding.num_embeddings
+    weight = embedding.weight
+    # one that is kept on disk takes the tokens along to where it computes
+    ids = torch.arange(8, device="cpu" if weight.is_meta else weight.device).view(2, 4) % embedding.num_embeddings
+    embeds = embedding(ids)
+    device = embeds.device
     mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]], device=device)
     prompts = {
-        "inputs_embeds": embedding(ids),
+        "inputs_embeds": embeds,
         "attention_mask": mask,
         "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
     }

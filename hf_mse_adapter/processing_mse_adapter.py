@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ PROMPT_TEMPLATES = {
 CONTEXT_HEADINGS = {"en": "Conversation so far:\n", "zh": "此前的对话：\n"}
 SPEAKER_MARKS = {"en": ": ", "zh": "："}
 PLACES = re.compile(r"(\{(?:context|pseudo_tokens|speaker|text)\})")
+# half of a UTF-16 pair, as json gives it where a text was cut within an emoji
+LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 class MseProcessor(ProcessorMixin):
@@ -218,10 +221,13 @@ class MseProcessor(ProcessorMixin):
             raise ValueError(f"text must be a string or a list of at least one, but is {text!r}")
         columns = {"audio": audio, "vision": vision, "context": context, "speaker": speaker, "labels": labels}
         for name, column in columns.items():
-            if column is not None and len(column) != len(text):
-                raise ValueError(
-                    f"{name} must have one entry for each of the {len(text)} texts, but has {len(column)}"
-                )
+            try:
+                came = len(text) if column is None else len(column)
+            except TypeError:
+                came = f"is {column!r}"
+            if came != len(text):
+                came = f"has {came}" if isinstance(came, int) else came
+                raise ValueError(f"{name} must have one entry for each of the {len(text)} texts, but {came}")
         rows = [
             self._row(text[i], *(None if column is None else column[i] for column in (context, speaker, labels)), i)
             for i in range(len(text))
@@ -235,7 +241,7 @@ class MseProcessor(ProcessorMixin):
             dtype = torch.float32 if self.task == "regression" else torch.int64
             batch["label_values"] = torch.tensor([float(value) for value in values]).to(dtype)
         for modality in MODALITIES:
-            sequences = columns[modality] or [None] * len(text)
+            sequences = [None] * len(text) if columns[modality] is None else columns[modality]
             batch |= self._pad_features([self._features(x, modality, i) for i, x in enumerate(sequences)], modality)
         return BatchFeature(batch)
 
@@ -265,6 +271,11 @@ class MseProcessor(ProcessorMixin):
             "{speaker}": f"{speaker}{SPEAKER_MARKS[self.language]}" if speaker else "",
             "{text}": text,
         }
+        for place, words in written.items():
+            if lone := LONE_SURROGATE.search(words):
+                raise ValueError(
+                    f"{place[1:-1]} must be Unicode, but sample {index} has the lone surrogate {lone.group()!r}"
+                )
         parts = [(self._beginning, None)]
         for place in self._places:
             if place == "{pseudo_tokens}":
@@ -280,7 +291,10 @@ class MseProcessor(ProcessorMixin):
         return [(token, place) for tokens, place in parts for token in tokens]
 
     def _conversation(self, context, index):
-        turns = [context] if isinstance(context, str) else list(context or [])
+        turns = [context] if isinstance(context, str | dict) else [] if context is None else context
+        if not isinstance(turns, Iterable):
+            raise ValueError(f"context must hold texts or (speaker, text), but sample {index} has {context!r}")
+        turns = list(turns)
         if self.num_context_utterances is not None:
             turns = turns[max(0, len(turns) - self.num_context_utterances) :]
         lines = []
@@ -332,15 +346,20 @@ class MseProcessor(ProcessorMixin):
         dim = getattr(self, f"{modality}_dim")
         if sequence is None:
             return np.zeros((0, dim), dtype=np.float32)
-        if isinstance(sequence, torch.Tensor):
-            sequence = sequence.detach().cpu().float().numpy()
-        if isinstance(sequence, np.ndarray) and sequence.dtype.hasobject:
-            # parquet gives an array of rows
-            sequence = list(sequence)
         try:
+            if isinstance(sequence, torch.Tensor):
+                # NumPy knows no bfloat16
+                sequence = (sequence.float() if sequence.is_floating_point() else sequence).detach().cpu().numpy()
+            if isinstance(sequence, np.ndarray) and sequence.dtype.kind == "O" and sequence.ndim == 1:
+                # parquet gives an array of rows
+                sequence = list(sequence)
+            frames = np.asarray(sequence)
+            # None among numbers makes them objects, and becomes NaN
+            if frames.dtype.kind not in "biufO":
+                raise TypeError(f"it holds {frames.dtype}")
             with np.errstate(over="ignore"):
-                frames = np.asarray(sequence).astype(np.float32)
-        except (TypeError, ValueError) as error:
+                frames = frames.astype(np.float32)
+        except (RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{modality} must hold numbers [time, {dim}], but sample {index} does not: {error}"
             ) from None

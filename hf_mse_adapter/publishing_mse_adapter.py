@@ -56,7 +56,7 @@ def save_for_hub(model, processor, folder, *, include_backbone=None, card=None, 
         include_backbone (`bool`, *optional*):
             Put the LLM into the folder too, as "language_model". By default only one that nobody could fetch: without
             a name, or with one that begins with "./".
-        card (`dict`, *optional*): texts for the card's template, by the names in its braces; more than the defaults.
+        card (`dict`, *optional*): texts for the card, by the names in the braces of its template.
         card_folder (`str` or `Path`): README.md (template), handler.py, requirements.txt.
 
     Returns:
@@ -100,7 +100,7 @@ def save_for_hub(model, processor, folder, *, include_backbone=None, card=None, 
                 shutil.copyfile(card_folder / file, staging / file)
         if (card_folder / "README.md").is_file():
             texts = {"backbone_inside": BACKBONE_FOLDER if include_backbone else None} | (card or {})
-            _model_card(model, folder.resolve().name, texts, card_folder).save(staging / "README.md")
+            _model_card(model, processor, folder.resolve().name, texts, card_folder).save(staging / "README.md")
         for item in sorted(staging.iterdir(), key=lambda item: item.name == "config.json"):
             if item.is_dir() and (folder / item.name).is_dir():
                 shutil.rmtree(folder / item.name)
@@ -120,7 +120,7 @@ def _add_to_json(path, additions):
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _model_card(model, name, texts, card_folder):
+def _model_card(model, processor, name, texts, card_folder):
     """The README.md of the folder, from the template in `card_folder`."""
     config, backbone = model.config, model.config.backbone_name_or_path
     # a folder cannot be linked
@@ -134,7 +134,8 @@ def _model_card(model, name, texts, card_folder):
     )
     known = {
         "model_name": name,
-        "model_id": name,
+        "task": config.task,
+        "head": config.head,
         "backbone": f"[{backbone}](https://huggingface.co/{backbone})"
         if on_hub
         else type(model.language_model).__name__,
@@ -143,5 +144,6 @@ def _model_card(model, name, texts, card_folder):
         "num_pseudo_tokens": config.num_pseudo_tokens,
         "audio_dim": config.audio_dim,
         "vision_dim": config.vision_dim,
+        "num_context_utterances": processor.num_context_utterances,
     }
     return ModelCard.from_template(data, template_path=str(card_folder / "README.md"), **(known | texts))

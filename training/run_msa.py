@@ -1,6 +1,6 @@
 """Train an MSE-Adapter: a frozen causal LLM learns to read sentiment or emotion from words, voice and face.
 
-    accelerate launch training/run_msa.py training/recipes/msa_mosei_llama2.yaml --data_path mosei.pkl [--seeds 1 2]
+    accelerate launch training/run_msa.py training/recipes/msa_mosei_llama2.yaml --data_path unaligned_50.pkl
 
 A recipe names a data set, a backbone and whatever differs from the defaults below; flags win over the recipe. Every
 seed leaves a Hub-ready folder `seed_N` (adapter, processor, pipeline and code; of the LLM only its name), its metrics
@@ -15,7 +15,7 @@ import json
 import logging
 import math
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import evaluate
@@ -67,7 +67,6 @@ logger = logging.getLogger(__name__)
 METRICS = Path(__file__).resolve().parent / "metrics"
 TINY = "tiny"
 DTYPES = ("float32", "bfloat16", "float16", "auto")
-AUGMENTATIONS = tuple(field.name for field in fields(FeatureAugmentation) if field.name != "statistics")
 
 
 @dataclass
@@ -92,7 +91,9 @@ class DataArguments:
         metadata={"help": "classification: the classes in order; those of the training split by default."},
     )
     language: str = field(default="en", metadata={"help": "Of the prompt: en or zh."})
-    num_context_utterances: int = field(default=0, metadata={"help": "Earlier utterances of the dialogue to show."})
+    num_context_utterances: int = field(
+        default=0, metadata={"help": "Earlier utterances of the dialogue to show; 0 leaves out the speaker too."}
+    )
     max_text_tokens: int | None = field(
         default=None, metadata={"help": "Tokens of an utterance; of a longer one the beginning is kept."}
     )
@@ -106,15 +107,12 @@ class DataArguments:
         metadata={"help": "Steps of the windows whose functionals stand for the audio; 0: no windows."},
     )
     audio_hop: int = field(default=0, metadata={"help": "Distance of the windows; half of audio_window by default."})
-    swap_vision: float = field(default=0.0, metadata={"help": "See MsaSamples; for classification."})
-    time_crop: int = field(default=0, metadata={"help": "See FeatureAugmentation for this and the next."})
-    time_masks: int = 0
-    time_mask_steps: int = 0
-    feature_masks: int = 0
-    feature_mask_features: int = 0
-    feature_dropout: float = 0.0
-    noise: float = 0.0
-    offset: float = 0.0
+    swap_vision: float = field(
+        default=0.0,
+        metadata={
+            "help": "classification: probability that a training sample shows the face of another with its label."
+        },
+    )
 
     def __post_init__(self):
         if self.dataset not in LOADERS:
@@ -234,8 +232,11 @@ class MsaTrainingArguments(TrainingArguments):
             raise ValueError(f"seed is {self.seed}; expected seeds instead, one training each")
 
 
+ARGUMENTS = (DataArguments, FeatureAugmentation, ModelArguments, MsaTrainingArguments)
+
+
 def main(arguments=None):
-    data, network, training = parse_recipe((DataArguments, ModelArguments, MsaTrainingArguments), arguments)
+    data, augmentation, network, training = parse_recipe(ARGUMENTS, arguments)
     if training.head_label_smoothing and (network.head, data.task) != ("alone", "classification"):
         raise ValueError(
             f"head_label_smoothing is {training.head_label_smoothing}, head {network.head!r}, task {data.task!r}; "
@@ -256,7 +257,9 @@ def main(arguments=None):
         return model
 
     deciding = {split: splits[split] for split in ("train", "valid")}
-    made_with = describe_run((data, network, training), new_model().config, deciding, training.world_size)
+    made_with = describe_run(
+        (data, augmentation, network, training), new_model().config, deciding, training.world_size
+    )
     folders = {seed: Path(training.output_dir) / f"seed_{seed}" for seed in training.seeds}
     # of all seeds, before hours go into the first
     checkpoints = {
@@ -269,7 +272,9 @@ def main(arguments=None):
             runs[seed] = read_finished(folder)
             continue
         record_run(folder, made_with | {"seed": seed})
-        runs[seed] = train_seed(seed, folder, checkpoints[seed], data, network, training, splits, new_model, processor)
+        runs[seed] = train_seed(
+            seed, folder, checkpoints[seed], data, augmentation, network, training, splits, new_model, processor
+        )
     if training.process_index == 0:
         write_results(runs, Path(training.output_dir), data)
     return {seed: metrics for seed, (metrics, _) in runs.items()}
@@ -458,7 +463,7 @@ def build_processor(data, network, train, tokenizer):
         config,
         tokenizer,
         # a published model shall show its LLM no longer conversation than it was trained on
-        num_context_utterances=data.num_context_utterances or None,
+        num_context_utterances=data.num_context_utterances,
         max_text_tokens=data.max_text_tokens,
         max_audio_length=data.max_audio_length,
         max_vision_length=data.max_vision_length,
@@ -536,14 +541,15 @@ class MseTrainer(Trainer):
         return [float(index), *(prediction.probabilities or [0.0] * len(answers.labels))]
 
 
-def build_trainer(model, processor, splits, data, network, training):
-    augmentation = FeatureAugmentation(
-        processor.feature_statistics,
-        **{name: getattr(data, name) for name in AUGMENTATIONS},
-    )
+def build_trainer(model, processor, splits, data, augmentation, network, training):
     seen = {"num_context_utterances": data.num_context_utterances, "withhold": data.withhold}
     train = MsaSamples(
-        splits["train"], **seen, augmentation=augmentation, swap_vision=data.swap_vision, seed=training.seed
+        splits["train"],
+        **seen,
+        augmentation=augmentation,
+        feature_statistics=processor.feature_statistics,
+        swap_vision=data.swap_vision,
+        seed=training.seed,
     )
     callbacks = []
     if training.early_stopping_patience:
@@ -592,7 +598,7 @@ def metrics_of(data):
     return compute_metrics
 
 
-def train_seed(seed, folder, checkpoint, data, network, training, splits, new_model, processor):
+def train_seed(seed, folder, checkpoint, data, augmentation, network, training, splits, new_model, processor):
     """Train once, from `checkpoint` if there is one, into `folder`. Returns metrics by split and the trainer's log."""
     training = copy.copy(training)
     training.output_dir, training.seed = str(folder), seed
@@ -600,7 +606,7 @@ def train_seed(seed, folder, checkpoint, data, network, training, splits, new_mo
     training.greater_is_better = data.task == "classification"
     set_seed(seed)
     model = new_model()
-    trainer = build_trainer(model, processor, splits, data, network, training)
+    trainer = build_trainer(model, processor, splits, data, augmentation, network, training)
     train_from(trainer, checkpoint)
 
     metrics = {}
@@ -615,12 +621,24 @@ def train_seed(seed, folder, checkpoint, data, network, training, splits, new_mo
             write_predictions(folder / f"predictions_{split}.csv", splits[split], output.predictions, data)
     history = [{name: finite_or_none(value) for name, value in entry.items()} for entry in trainer.state.log_history]
     if trainer.is_world_process_zero():
-        save_for_hub(model, processor, folder)
+        save_for_hub(model, processor, folder, card=card_texts(folder, data, splits, trainer.state.epoch, metrics))
         write_json(folder / "history.json", history)
         # last, because it says that all the rest is there
         write_json(folder / FINISHED, metrics)
     trainer.accelerator.wait_for_everyone()
     return metrics, history
+
+
+def card_texts(folder, data, splits, epochs, metrics):
+    """What the model card says of this training."""
+    names = [name for name in next(iter(metrics.values())) if all(name in measured for measured in metrics.values())]
+    rows = [[split, *(measured[name] for name in names)] for split, measured in metrics.items()]
+    return {
+        "model_name": f"{folder.parent.name}, {folder.name}",
+        "training_description": f"On {len(splits['train'])} samples (data set: {data.dataset}), for {epochs:g} "
+        "epochs, by `training/run_msa.py`; its arguments are in `made_with.json`.",
+        "evaluation_description": markdown_table(["split", *names], rows),
+    }
 
 
 def finite_or_none(value):

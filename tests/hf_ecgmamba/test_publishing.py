@@ -2,11 +2,6 @@
 
 import json
 import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -105,31 +100,14 @@ def test_in_process_save_of_the_pipeline_names_its_class(parts, tmp_path):
     del parts[0].config.custom_pipelines
 
 
-def test_publishes_from_an_installed_wheel(folder, tmp_path):
+def test_publishes_from_an_installed_wheel(run_installed, folder, tmp_path):
     """Nothing of the clone is there: the wheel brings the card's template and the endpoint's files."""
-    root, clone = Path(__file__).resolve().parents[2], tmp_path / "clone"
-    clone.mkdir()
-    for name in ("setup.cfg", "pyproject.toml", "README.md"):
-        shutil.copy(root / name, clone)
-    for package in ("hf_ecgmamba", "hf_mse_adapter", "model_cards"):
-        shutil.copytree(root / package, clone / package, ignore=shutil.ignore_patterns("__pycache__"))
-
-    def run(code, folder):
-        done = subprocess.run([sys.executable, "-I", "-c", code], cwd=folder, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-
-    run("import setuptools.build_meta; setuptools.build_meta.build_wheel('.')", clone)
-    with ZipFile(next(clone.glob("*.whl"))) as wheel:
-        wheel.extractall(tmp_path / "installed")
     code = f"""
-import sys
-sys.path.insert(0, {str(tmp_path / "installed")!r})
 from hf_ecgmamba import EcgMambaFeatureExtractor, EcgMambaForSequenceClassification, publishing
-assert publishing.__file__.startswith(sys.path[0]), publishing.__file__
 parts = [one.from_pretrained({str(folder)!r}) for one in (EcgMambaForSequenceClassification, EcgMambaFeatureExtractor)]
 publishing.save_for_hub(*parts, "published", description="For tests.", dataset="noise")
 """
-    run(code, tmp_path)
+    run_installed(code, tmp_path)
     assert {path.name for path in (tmp_path / "published").iterdir()} == set(os.listdir(folder))
     assert "For tests." in (tmp_path / "published" / "README.md").read_text()
 

@@ -34,7 +34,8 @@ def folder(request, tmp_path_factory):
 def test_answers_as_the_pipeline_does(folder, capsys):
     model = str(folder / "model")
     clip = {"text": "Fine.", "audio": str(folder / "audio.npy"), "vision": str(folder / "vision.npy")}
-    arguments = ["--model", model, "--device", "cpu", "--speaker", "Ann", "--context", "Hi.", "--context", "Bob:Well?"]
+    arguments = ["--model", model, "--device", "cpu", "--speaker", "Ann"]
+    arguments += ["--context", "Hi.", "--context", "Bob: Well?"]
     arguments += [word for name, value in clip.items() for word in (f"--{name}", value)]
     assert main([*arguments, "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)

@@ -767,6 +767,9 @@ def test_an_llm_may_lie_on_disk(tmp_path):
             backbone_options={"offload_folder": str(tmp_path / "offloaded")},
         )
         assert torch.equal(loaded(**build_batch()).loss, model(**build_batch()).loss)
+        answers = MseProcessor(build_tokenizer(), 5, 4).answers
+        scores = (answers.score_candidates(one, build_batch()) for one in (loaded, model))
+        torch.testing.assert_close(*scores)
 
 
 def test_the_llms_commit_is_recorded():

@@ -168,6 +168,16 @@ def test_array_of_rows_as_parquet_gives_it(processor):
     assert processor("x", audio=rows)["audio_values"].tolist() == [[[1, 2, 3], [4, 5, 6]]]
 
 
+def test_what_holds_numbers_is_taken(processor):
+    """Half precision, whole numbers, an array of objects, None for one that is missing, one array for a batch."""
+    rows = [[1, 2, 3], [4, 5, 6]]
+    for audio in (torch.tensor(rows, dtype=torch.bfloat16), torch.tensor(rows), np.array(rows, dtype=object)):
+        assert processor("x", audio=audio)["audio_values"].tolist() == [rows]
+    assert processor("x", audio=[[1, None, 3]])["audio_values"].tolist() == [[[1, 0, 3]]]
+    together = np.arange(24.0).reshape(2, 4, 3)
+    assert processor(["x", "y"], audio=together)["audio_values"].tolist() == together.tolist()
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -175,6 +185,18 @@ def test_array_of_rows_as_parquet_gives_it(processor):
         ({"text": "x", "vision": np.zeros((1, 5, 2))}, r"vision must be \[time, 2\]"),
         ({"text": "x", "audio": "clip.npy"}, r"audio must hold numbers"),
         ({"text": "x", "audio": [[1.0], [1.0, 2.0]]}, r"audio must hold numbers"),
+        ({"text": "x", "audio": [["1", "2", "3"]]}, r"audio must hold numbers .* it holds <U1"),
+        ({"text": "x", "audio": np.ones((5, 3), dtype=complex)}, r"audio must hold numbers .* it holds complex128"),
+        ({"text": "x", "audio": torch.ones(5, 3, dtype=torch.complex64)}, r"audio must hold numbers .* complex64"),
+        ({"text": "x", "vision": np.zeros((5, 2), dtype="datetime64[s]")}, r"vision must hold numbers .* datetime64"),
+        ({"text": "x", "vision": torch.eye(2).to_sparse()}, r"vision must hold numbers .*, but sample 0 does not"),
+        ({"text": "x", "vision": torch.ones(5, 2, device="meta")}, r"vision must hold numbers"),
+        ({"text": "x", "vision": 3}, r"vision must be \[time, 2\], but sample 0 has the shape \[\]"),
+        ({"text": "half \ud83d"}, r"text must be Unicode, but sample 0 has the lone surrogate '\\ud83d'"),
+        ({"text": ["x", "y"], "context": [None, "\ude00"]}, r"context must be Unicode, but sample 1"),
+        ({"text": "x", "context": 3}, r"context must hold texts or \(speaker, text\), but sample 0 has 3"),
+        ({"text": "x", "context": {"speaker": "Ann"}}, r"context must hold texts .* has \{'speaker': 'Ann'\}"),
+        ({"text": ["a", "b"], "audio": 3}, r"audio must have one entry for each of the 2 texts, but is 3"),
         ({"text": None}, r"text must be a string or a list"),
         ({"text": ["a", None]}, r"text must be a string, but sample 1 has None"),
         ({"text": []}, r"text must be a string or a list"),

@@ -1,10 +1,17 @@
 import json
+import re
 
 import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from hf_mse_adapter import MseAdapterConfig, MseForConditionalGeneration, MseProcessor, save_for_hub
+from hf_mse_adapter import (
+    MseAdapterConfig,
+    MseForConditionalGeneration,
+    MseProcessor,
+    MultimodalSentimentPipeline,
+    save_for_hub,
+)
 
 from .tiny_backbones import build_backbone, build_tokenizer
 
@@ -54,6 +61,24 @@ def test_what_a_published_folder_holds(tmp_path):
     assert "Reads films." in card and f"{sum(p.numel() for p in model.adapter.parameters()):,}" in card
 
 
+@pytest.mark.parametrize(
+    "fields, answer",
+    [
+        ({}, '# {"value": ..., "spread": ...}'),
+        ({"head": "alone"}, '# {"value": ...}'),
+        ({"task": "classification", "id2label": {0: "sad", 1: "glad"}}, '# {"label": ..., "score": ...,'),
+    ],
+)
+def test_the_card_shows_what_this_model_answers(tmp_path, fields, answer):
+    model, processor = build(**fields)
+    card = (save_for_hub(model, processor, tmp_path / "model") / "README.md").read_text()
+    assert f"\n)\n{answer}" in card
+    shown = next(line for line in card.splitlines() if line.startswith('# {"'))
+    clip = {"text": "I love it", "audio": [[0.1] * 5], "vision": [[0.2] * 4]}
+    came = MultimodalSentimentPipeline(model, processor=processor)(clip)
+    assert list(came) == re.findall(r'"(\w+)":', shown)
+
+
 def test_an_llm_without_a_name_travels_along(tmp_path):
     model, processor = build()
     save_for_hub(model, processor, tmp_path)
@@ -62,6 +87,24 @@ def test_an_llm_without_a_name_travels_along(tmp_path):
     # and saved from there it still travels
     save_for_hub(loaded, processor, moved.with_name("again"))
     assert MseForConditionalGeneration.from_pretrained(moved.with_name("again")).language_model is not None
+
+
+def test_publishes_from_an_installed_wheel(run_installed, tmp_path):
+    """Nothing of the clone is there: the wheel brings the card's template and the endpoint's files."""
+    folder = save_for_hub(*build(), tmp_path / "here", card={"summary": "Reads films."})
+    code = f"""
+from hf_mse_adapter import MseForConditionalGeneration, MseProcessor, save_for_hub
+parts = [one.from_pretrained({str(folder)!r}) for one in (MseForConditionalGeneration, MseProcessor)]
+save_for_hub(*parts, "here_too", card={{"summary": "Reads films."}})
+"""
+    run_installed(code, tmp_path)
+    names = {path.relative_to(folder) for path in folder.rglob("*")}
+    assert {path.relative_to(tmp_path / "here_too") for path in (tmp_path / "here_too").rglob("*")} == names
+    assert {"README.md", "handler.py", "requirements.txt"} <= set(map(str, names))
+    for name in ("handler.py", "requirements.txt", "processing_mse_adapter.py"):
+        assert (tmp_path / "here_too" / name).read_bytes() == (folder / name).read_bytes()
+    card = (tmp_path / "here_too" / "README.md").read_text()
+    assert card == (folder / "README.md").read_text().replace("# here", "# here_too")
 
 
 def test_what_cannot_be_published_is_refused(tmp_path):

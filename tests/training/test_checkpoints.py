@@ -9,12 +9,12 @@ from datasets import Dataset
 
 from hf_mse_adapter import MseConfig
 from training.checkpoints import FINISHED, MADE_WITH, describe_run, find_checkpoint, record_run
-from training.run_msa import DataArguments, ModelArguments, MsaTrainingArguments
+from training.run_msa import ARGUMENTS
 
 
 def describe(num_processes=1, values=(1.0, 2.0), **changes):
     arguments = []
-    for kind in (DataArguments, ModelArguments, MsaTrainingArguments):
+    for kind in ARGUMENTS:
         arguments.append(kind(**{name: value for name, value in changes.items() if name in kind.__dataclass_fields__}))
     config = MseConfig(audio_dim=3, vision_dim=2, dropout=changes.get("dropout", 0.1))
     splits = {"train": Dataset.from_dict({"label": np.asarray(values)}).with_format("numpy")}

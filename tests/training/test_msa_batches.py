@@ -92,6 +92,7 @@ def test_text_without_features(shared_data):
         ({"label": "joy"}, "regression", "d1_2.*finite number"),
         ({"label": float("nan")}, "regression", "finite number"),
         ({"audio": np.zeros((2, 2, 2))}, "classification", "audio must"),
+        ({"audio": np.zeros((2, 2), dtype="datetime64[s]")}, "classification", "audio must hold numbers"),
     ],
 )
 def test_what_is_wrong_in_parquet_is_named(tmp_path, change, task, message):
@@ -177,8 +178,10 @@ STATISTICS = {"audio": {"mean": [10.0, 20.0, 30.0, 40.0], "std": [1.0, 2.0, 3.0,
 
 def test_augmentation_depends_on_seed_epoch_and_row_alone(dataset):
     statistics = {"audio": {"mean": [0.0] * 3, "std": [1.0] * 3}}
-    augmentation = FeatureAugmentation(statistics, time_crop=1, noise=0.1, offset=0.1, feature_dropout=0.2)
-    one, two = (MsaSamples(dataset, augmentation=augmentation, seed=3) for _ in range(2))
+    augmentation = FeatureAugmentation(time_crop=1, noise=0.1, offset=0.1, feature_dropout=0.2)
+    one, two = (
+        MsaSamples(dataset, augmentation=augmentation, feature_statistics=statistics, seed=3) for _ in range(2)
+    )
     together = one.__getitems__([(0, 1), (1, 1), (2, 1)])
     np.testing.assert_array_equal(two[2, 1]["audio"], together[2]["audio"])
     assert not np.array_equal(two[2, 1]["audio"].ravel()[:3], two[2, 2]["audio"].ravel()[:3])
@@ -187,10 +190,10 @@ def test_augmentation_depends_on_seed_epoch_and_row_alone(dataset):
 
 def test_masks_put_the_mean_and_leave_the_rest():
     values = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
-    augmentation = FeatureAugmentation(STATISTICS, time_masks=2, time_mask_steps=3, feature_dropout=0.3)
+    augmentation = FeatureAugmentation(time_masks=2, time_mask_steps=3, feature_dropout=0.3)
     original, seen = values.copy(), 0
     for seed in range(20):
-        changed = augmentation(values, "audio", np.random.default_rng(seed))
+        changed = augmentation(values, "audio", STATISTICS, np.random.default_rng(seed))
         masked = changed != values
         np.testing.assert_array_equal(changed[masked], np.broadcast_to(STATISTICS["audio"]["mean"], (12, 4))[masked])
         seen += masked.sum()
@@ -200,9 +203,9 @@ def test_masks_put_the_mean_and_leave_the_rest():
 
 def test_noise_and_offset_are_in_standard_deviations():
     values = np.zeros((4000, 4), dtype=np.float32)
-    noisy = FeatureAugmentation(STATISTICS, noise=0.5)(values, "audio", np.random.default_rng(0))
+    noisy = FeatureAugmentation(noise=0.5)(values, "audio", STATISTICS, np.random.default_rng(0))
     np.testing.assert_allclose(noisy.std(axis=0), [0.5, 1.0, 1.5, 2.0], rtol=0.1)
-    shifted = FeatureAugmentation(STATISTICS, offset=0.5)(values, "audio", np.random.default_rng(0))
+    shifted = FeatureAugmentation(offset=0.5)(values, "audio", STATISTICS, np.random.default_rng(0))
     assert (shifted == shifted[0]).all() and (shifted[0] != 0).all()
 
 

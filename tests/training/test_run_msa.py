@@ -24,9 +24,8 @@ from training.data.simulated_msa import load_simulated_msa
 from training.data.tiny_language_model import build_tiny_language_model
 from training.recipe import parse_recipe
 from training.run_msa import (
+    ARGUMENTS,
     DataArguments,
-    ModelArguments,
-    MsaTrainingArguments,
     finite_or_none,
     load_splits,
     main,
@@ -108,6 +107,7 @@ def test_a_run_leaves_models_predictions_and_a_report(uninterrupted):
         folder = uninterrupted / f"seed_{seed}"
         model = MseForConditionalGeneration.from_pretrained(folder)
         processor = MseProcessor.from_pretrained(folder)
+        assert processor.num_context_utterances == 0  # none was seen in training
         test = load_simulated_msa(93)["test"]
         with (folder / "predictions_test.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -117,7 +117,14 @@ def test_a_run_leaves_models_predictions_and_a_report(uninterrupted):
         (prediction,) = model.predict(processor.collate([sample]), processor.answers)
         assert prediction.value == pytest.approx(float(rows[3]["prediction"]), abs=1e-4)
         error = statistics.mean(abs(float(row["label"]) - float(row["prediction"])) for row in rows)
-        assert json.loads((folder / "metrics.json").read_text())["test"]["mae"] == pytest.approx(error, abs=1e-5)
+        measured = json.loads((folder / "metrics.json").read_text())
+        assert measured["test"]["mae"] == pytest.approx(error, abs=1e-5)
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        assert f"# {uninterrupted.name}, seed_{seed}\n" in card and "On 63 samples (data set: simulated)" in card
+        assert "context" not in card
+        for split in ("valid", "test"):
+            (row,) = [line for line in card.splitlines() if line.startswith(f"| {split} ")]
+            assert f" {measured[split]['mae']:.4g} " in row
     assert (uninterrupted / "training_curves.png").stat().st_size > 10_000
 
 
@@ -296,15 +303,16 @@ def test_a_published_folder_keeps_the_limits_it_was_trained_with(tmp_path):
     main(["--num_samples", "48", "--label_step", "0.5", *flags, "--output_dir", str(tmp_path / "run"), *QUICK])
     processor = MseProcessor.from_pretrained(tmp_path / "run" / "seed_1")
     assert {name: getattr(processor, name) for name in limits} == limits
+    assert "(the last 2 are read)" in (tmp_path / "run" / "seed_1" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("msa_*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_is_one(recipe):
-    data, network, training = parse_recipe((DataArguments, ModelArguments, MsaTrainingArguments), [
-        str(recipe), "--data_path", "anywhere", "--bf16", "false"
-    ])  # fmt: skip
+    flags = ["--data_path", "anywhere", "--bf16", "false"]
+    data, augmentation, network, training = parse_recipe(ARGUMENTS, [str(recipe), *flags])
     values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     assert data.language == values.get("language", "en") and network.backbone == values["backbone"]
+    assert augmentation.noise == values.get("noise", 0.0)
     # PyYAML reads 5e-5 as a string: whatever the recipe writes must arrive as a number
     assert isinstance(training.learning_rate, float) and training.learning_rate == float(values["learning_rate"])
 
@@ -335,6 +343,8 @@ def test_recipes_have_the_papers_values():
         (("--dataset", "mse_adapter", "--data_path", "train.pkl"), "{split}"),
         (("--withhold", "smell"), "text, audio and vision, not smell"),
         (("--swap_vision", "0.5"), "swap_vision is 0.5"),
+        (("--noise", "-1"), "noise is -1"),
+        (("--feature_dropout", "1"), r"feature_dropout is 1.0; expected a number in \[0, 1.0\)"),
         (("--seed", "7"), "seed is 7; expected seeds"),
         (("--learning_rat", "1"), "--learning_rat 1; no such arguments"),
         (("--quantization", "4bit"), "quantization is '4bit'; expected none for the backbone 'tiny'"),

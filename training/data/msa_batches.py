@@ -48,19 +48,30 @@ class MsaSamples(torch.utils.data.Dataset):
         num_context_utterances (int): 0 leaves out the conversation and the speaker.
         withhold (Sequence[str]): of text, audio and vision, what no sample shows.
         augmentation (FeatureAugmentation, optional): for pairs.
+        feature_statistics (dict, optional): `MseProcessor.feature_statistics`, by which it augments.
         swap_vision (float): probability that a pair shows the face of another sample with the same label, so that
             the voice of one speaker meets the face of another.
         seed (int): of all that is random, together with epoch and row.
     """
 
-    def __init__(self, dataset, num_context_utterances=0, withhold=(), augmentation=None, swap_vision=0.0, seed=0):
+    def __init__(
+        self,
+        dataset,
+        num_context_utterances=0,
+        withhold=(),
+        augmentation=None,
+        feature_statistics=None,
+        swap_vision=0.0,
+        seed=0,
+    ):
         unknown = set(withhold) - {"text", *MODALITIES}
         if unknown:
             raise ValueError(f"withhold takes text, audio and vision, not {', '.join(sorted(unknown))}")
         self.columns = dataset.select_columns(["text", *MODALITIES, "label", "speaker"])
         self.steps = dataset.select_columns([f"{modality}_steps" for modality in MODALITIES])
         self.withhold = withhold
-        self.augmentation, self.swap_vision, self.seed = augmentation, swap_vision, seed
+        self.augmentation, self.feature_statistics = augmentation, feature_statistics
+        self.swap_vision, self.seed = swap_vision, seed
         self.labels, self.rows_of_label = [str(label) for label in dataset["label"]], defaultdict(list)
         for row, label in enumerate(self.labels):
             self.rows_of_label[label].append(row)
@@ -97,7 +108,7 @@ class MsaSamples(torch.utils.data.Dataset):
         for modality in MODALITIES:
             values = row[modality]
             if generator is not None and self.augmentation is not None:
-                values = self.augmentation(values, modality, generator)
+                values = self.augmentation(values, modality, self.feature_statistics, generator)
             sample[modality] = values if len(values) and modality not in self.withhold else None
         return sample | self._words(index, row["text"], row["speaker"])
 

@@ -53,8 +53,12 @@ def clean_features(values, name):
     try:
         # parquet gives an object array of rows
         is_nested = not isinstance(values, np.ndarray) or values.dtype == object
+        array = np.stack(values) if is_nested else values
+        # None among numbers makes them objects, and becomes NaN
+        if array.dtype.kind not in "biufO":
+            raise TypeError(f"it holds {array.dtype}")
         with np.errstate(over="ignore"):
-            array = (np.stack(values) if is_nested else values).astype(np.float32)
+            array = array.astype(np.float32)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must hold numbers [time, dim] with one dim for all steps: {error}") from None
     array = array[None] if array.ndim == 1 else array
