@@ -75,8 +75,7 @@ def write_recipe(name, head, options, folder):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load((RECIPES / recipe).read_text(encoding="utf-8")) | changes))
-    types = (run_msa.DataArguments, run_msa.ModelArguments, run_msa.MsaTrainingArguments)
-    return path, parse_recipe(types, [str(path)])
+    return path, parse_recipe(run_msa.ARGUMENTS, [str(path)])
 
 
 def teach(data, network, train, num_steps=300, learning_rate=1e-3):
@@ -127,7 +126,7 @@ def answer(model, processor, samples, method):
 
 def measure(name, head, options, folder):
     """The task, and {method: {split: [metrics of each seed]}} of the adapters trained with this head."""
-    path, (data, network, _) = write_recipe(name, head, options, folder)
+    path, (data, _, network, _) = write_recipe(name, head, options, folder)
     splits = run_msa.load_splits(data)
     if network.backbone != run_msa.TINY and not Path(network.backbone, "config.json").is_file():
         teach(data, network, splits["train"])
