@@ -1,7 +1,7 @@
 """The selective scan on the CPU, compiled by numba: one pass over time forwards, one backwards.
 
-A task is one sample over a few channels, in one direction after the other. It walks along time with LANES channels at
-once in vector registers and their states in the nearest cache. Direction 1 counts time downwards: nothing is flipped.
+A task is one sample over a few vectors of LANES channels, in one direction after the other. It goes along time span by
+span, in each with one vector after the other, whose states lie in the nearest cache. Direction 1 counts time downwards: nothing is flipped.
 The backward pass starts from states that the forward pass left every SPAN steps and computes the others again. Tasks
 share no output, and what several of them contribute to is summed afterwards in a fixed order: the result does not
 depend on the number of threads.
@@ -38,7 +38,9 @@ LOG_2 = math.log(2)
 # steps between the states that the forward pass keeps for the backward pass
 SPAN = 32
 # vectors of channels in one task of the backward pass: their gradients of B and C are added up before they are written
-VECTORS = 2
+VECTORS = 4
+# and at the most in one of the forward pass, which holds their states in the nearest cache
+MOST_VECTORS = 8
 
 
 def why_not_numba(x, A):
@@ -80,7 +82,9 @@ def _scan(
     *outer, _ = x.shape if gate is None else x.shape[1:]
     y = x.new_empty(*outer, inputs.channels)
     saved = x.new_empty(_shape_of_saved(x, A, keep_states))
-    inputs.run(_forward, _ForwardArrays, LANES, y=y, saved=saved if keep_states else None)
+    # as much of a row at once as leaves every thread a task
+    vectors = max(1, min(MOST_VECTORS, inputs.batch * inputs.channels // LANES // torch.get_num_threads()))
+    inputs.run(_forward, _ForwardArrays, vectors, y=y, saved=saved if keep_states else None)
     return y[..., : x.shape[-1]].contiguous(), saved
 
 
@@ -107,16 +111,16 @@ def _scan_backward(
     """Gradients of x, dt, A, B, C, D, dt_bias and gate, in the shapes of [`selective_scan`]'s arguments."""
     inputs = _Inputs(x, dt, A, B, C, D, dt_bias, gate, dt_softplus, mask)
     directions, batch, time, _ = x.shape
-    channels, d_state, per_task = inputs.channels, A.shape[2], LANES * VECTORS
+    channels, d_state = inputs.channels, A.shape[2]
     dx, d_dt = (x.new_empty(directions, batch, time, channels) for _ in range(2))
     d_gate = x.new_empty(batch, time, channels)
     # what each task adds to gradients that tasks have in common, summed below in a fixed order
     dA = x.new_empty(directions, batch, d_state, channels)
     dD, d_bias = x.new_empty(2, directions, batch, channels)
-    dB, dC = x.new_empty(2, -(-channels // per_task), directions, batch, time, d_state)
+    dB, dC = x.new_empty(2, -(-channels // (LANES * VECTORS)), directions, batch, time, d_state)
     dy = F.pad(dy, (0, channels - dy.shape[-1])).contiguous()
     outputs = {"dx": dx, "d_dt": d_dt, "dA": dA, "dB": dB, "dC": dC, "dD": dD, "d_bias": d_bias, "d_gate": d_gate}
-    inputs.run(_backward, _BackwardArrays, per_task, saved=saved, dy=dy, **outputs)
+    inputs.run(_backward, _BackwardArrays, VECTORS, saved=saved, dy=dy, **outputs)
     dA, dD, d_bias = (gradient.sum(1) for gradient in (dA, dD, d_bias))
     dx, d_dt, dA, dD, d_bias, d_gate = (
         gradient[..., : x.shape[-1]].contiguous() for gradient in (dx, d_dt, dA, dD, d_bias, d_gate)
@@ -178,15 +182,15 @@ class _Inputs:
         flags = [dt_softplus, gate is not None, mask is not None]
         self.sizes = [directions, self.batch, time, self.channels, A.shape[2], *rows, *flags]
 
-    def run(self, kernel, arrays, per_task, **outputs):
-        num_tasks = self.batch * -(-self.channels // per_task)
-        sizes = _Sizes(*self.sizes, keeps_states=outputs["saved"] is not None)
+    def run(self, kernel, arrays, vectors, **outputs):
+        num_tasks = self.batch * -(-self.channels // (LANES * vectors))
+        sizes = _Sizes(*self.sizes, vectors=vectors, keeps_states=outputs["saved"] is not None)
         run_tasks(kernel, self.tensors["x"].dtype, num_tasks, sizes, arrays(**self.tensors, **outputs))
 
 
 _Sizes = namedtuple(
     "_Sizes",
-    "directions batch time channels d_state B_row C_row gate_row dt_softplus has_gate has_mask keeps_states",
+    "directions batch time channels d_state B_row C_row gate_row dt_softplus has_gate has_mask vectors keeps_states",
 )
 _INPUTS = "x dt A D dt_bias B C gate mask"
 _ForwardArrays = namedtuple("_ForwardArrays", f"{_INPUTS} y saved")
@@ -200,25 +204,33 @@ def _forward(job):
     sizes, arrays = unpack(job, _Sizes, _ForwardArrays)
     batch, time, channels, d_state = sizes.batch, sizes.time, sizes.channels, sizes.d_state
     x, A, saved = arrays.x, arrays.A, arrays.saved
-    states, rates = scratch(x, d_state * LANES), scratch(x, d_state * LANES)
+    per_vector, per_task = d_state * LANES, sizes.vectors * LANES
+    states, rates = scratch(x, sizes.vectors * per_vector), scratch(x, sizes.vectors * per_vector)
     steps, drives, outputs = scratch(x, SPAN * LANES), scratch(x, SPAN * LANES), scratch(x, SPAN * LANES)
-    vectors, spans = channels // LANES, (time + SPAN - 1) // SPAN
+    groups, spans = (channels + per_task - 1) // per_task, (time + SPAN - 1) // SPAN
     task = next_task(job)
     while task >= 0:
-        sample, first = task // vectors, task % vectors * LANES
+        sample, group = task // groups, task % groups
+        firsts = range(group * per_task, min((group + 1) * per_task, channels), LANES)
         for direction in range(sizes.directions):
-            for s in range(sizes.d_state):
-                write(rates, s * LANES, read(A, (direction * d_state + s) * channels + first) * LOG2_E)
-                write(states, s * LANES, fill(x, 0.0))
+            for first in firsts:
+                own = (first - firsts.start) * d_state
+                for s in range(d_state):
+                    rate = read(A, (direction * d_state + s) * channels + first)
+                    write(rates, own + s * LANES, rate * LOG2_E)
+                    write(states, own + s * LANES, fill(x, 0.0))
             for span in range(spans):
-                if sizes.keeps_states:
-                    for s in range(sizes.d_state):
-                        at = (((direction * batch + sample) * spans + span) * d_state + s) * channels + first
-                        write(saved, at, read(states, s * LANES))
-                place = direction, sample, first, span * SPAN, min(SPAN, time - span * SPAN)
-                _read_steps(sizes, arrays, place, steps, drives, outputs)
-                _walk(sizes, arrays, place, rates, states, steps, drives, outputs)
-                _write_outputs(sizes, arrays, place, outputs)
+                for first in firsts:
+                    own = (first - firsts.start) * d_state
+                    own_states, own_rates = states[own : own + per_vector], rates[own : own + per_vector]
+                    if sizes.keeps_states:
+                        for s in range(d_state):
+                            at = (((direction * batch + sample) * spans + span) * d_state + s) * channels + first
+                            write(saved, at, read(own_states, s * LANES))
+                    place = direction, sample, first, span * SPAN, min(SPAN, time - span * SPAN)
+                    _read_steps(sizes, arrays, place, steps, drives, outputs)
+                    _walk(sizes, arrays, place, own_rates, own_states, steps, drives, outputs)
+                    _write_outputs(sizes, arrays, place, outputs)
         task = next_task(job)
 
 
@@ -290,45 +302,50 @@ def _backward(job):
     sizes, arrays = unpack(job, _Sizes, _BackwardArrays)
     batch, time, channels, d_state = sizes.batch, sizes.time, sizes.channels, sizes.d_state
     x, A, saved, dA = arrays.x, arrays.A, arrays.saved, arrays.dA
-    states, rates = scratch(x, d_state * LANES), scratch(x, d_state * LANES)
-    d_states, d_rates = scratch(x, d_state * LANES), scratch(x, d_state * LANES)
+    per_vector, per_task = d_state * LANES, sizes.vectors * LANES
+    states, d_rates = scratch(x, per_vector), scratch(x, per_vector)
+    rates, d_states = scratch(x, sizes.vectors * per_vector), scratch(x, sizes.vectors * per_vector)
     signals, steps, slopes = scratch(x, SPAN * LANES), scratch(x, SPAN * LANES), scratch(x, SPAN * LANES)
     outputs, d_outputs = scratch(x, SPAN * LANES), scratch(x, SPAN * LANES)
     inputs = signals, steps, slopes, outputs, d_outputs
-    decayed, scales = scratch(x, SPAN * d_state * LANES), scratch(x, SPAN * d_state * LANES)
-    walked = decayed, scales, scratch(x, SPAN * d_state * LANES)
-    groups, spans = (channels + VECTORS * LANES - 1) // (VECTORS * LANES), (time + SPAN - 1) // SPAN
+    walked = scratch(x, SPAN * per_vector), scratch(x, SPAN * per_vector), scratch(x, SPAN * per_vector)
+    groups, spans = (channels + per_task - 1) // per_task, (time + SPAN - 1) // SPAN
     task = next_task(job)
     while task >= 0:
         sample, group = task // groups, task % groups
+        firsts = range(group * per_task, min((group + 1) * per_task, channels), LANES)
         for direction in range(sizes.directions):
             plane = direction * batch + sample
-            for first in range(group * VECTORS * LANES, min((group + 1) * VECTORS * LANES, channels), LANES):
-                d_bias_sum, d_skip_sum = fill(x, 0.0), fill(x, 0.0)
-                for s in range(sizes.d_state):
-                    write(rates, s * LANES, read(A, (direction * d_state + s) * channels + first) * LOG2_E)
-                    write(d_states, s * LANES, fill(x, 0.0))
+            for first in firsts:
+                own = (first - firsts.start) * d_state
+                for s in range(d_state):
+                    rate = read(A, (direction * d_state + s) * channels + first)
+                    write(rates, own + s * LANES, rate * LOG2_E)
+                    write(d_states, own + s * LANES, fill(x, 0.0))
                     write(dA, (plane * d_state + s) * channels + first, fill(x, 0.0))
-                for span in range(spans - 1, -1, -1):
-                    place = direction, sample, first, span * SPAN, min(SPAN, time - span * SPAN)
-                    for s in range(sizes.d_state):
+                write(arrays.d_bias, plane * channels + first, fill(x, 0.0))
+                write(arrays.dD, plane * channels + first, fill(x, 0.0))
+            for span in range(spans - 1, -1, -1):
+                for first in firsts:
+                    own = (first - firsts.start) * d_state
+                    own_rates, own_d_states = rates[own : own + per_vector], d_states[own : own + per_vector]
+                    for s in range(d_state):
                         at = ((plane * spans + span) * d_state + s) * channels + first
                         write(states, s * LANES, read(saved, at))
                         write(d_rates, s * LANES, fill(x, 0.0))
+                    place = direction, sample, first, span * SPAN, min(SPAN, time - span * SPAN)
                     _read_steps_and_gradients(sizes, arrays, place, inputs)
-                    _walk_again(sizes, arrays, place, rates, states, inputs, walked)
+                    _walk_again(sizes, arrays, place, own_rates, states, inputs, walked)
                     if sizes.has_gate:
                         _write_gradient_of_gate(sizes, arrays, place, outputs)
-                    d_bias_span, d_skip_span = _walk_back(
-                        sizes, arrays, place, rates, inputs, walked, d_states, d_rates
-                    )
-                    # sums of sums lose fewer digits over long recordings
-                    d_bias_sum, d_skip_sum = d_bias_sum + d_bias_span, d_skip_sum + d_skip_span
-                    for s in range(sizes.d_state):
+                    d_bias, dD = _walk_back(sizes, arrays, place, own_rates, inputs, walked, own_d_states, d_rates)
+                    # sums of the spans' sums lose fewer digits over long recordings
+                    at = plane * channels + first
+                    write(arrays.d_bias, at, read(arrays.d_bias, at) + d_bias)
+                    write(arrays.dD, at, read(arrays.dD, at) + dD)
+                    for s in range(d_state):
                         at = (plane * d_state + s) * channels + first
                         write(dA, at, read(dA, at) + read(d_rates, s * LANES))
-                write(arrays.d_bias, plane * channels + first, d_bias_sum)
-                write(arrays.dD, plane * channels + first, d_skip_sum)
         task = next_task(job)
 
 
@@ -414,7 +431,7 @@ def _walk_back(sizes, arrays, place, rates, inputs, walked, d_states, d_rates):
     (direction, sample, first, start, count), d_state = place, sizes.d_state
     (signals, steps, slopes, _, d_outputs), (decayed, scales, excesses) = inputs, walked
     x, B, C, dx, d_dt, dB, dC = arrays.x, arrays.B, arrays.C, arrays.dx, arrays.d_dt, arrays.dB, arrays.dC
-    group, skip = first // (VECTORS * LANES), read(arrays.D, direction * sizes.channels + first)
+    group, skip = first // (sizes.vectors * LANES), read(arrays.D, direction * sizes.channels + first)
     d_bias, d_skip = fill(x, 0.0), fill(x, 0.0)
     for j in range(count - 1, -1, -1):
         row, shared = _rows(sizes, direction, sample, start + j)
@@ -440,7 +457,7 @@ def _walk_back(sizes, arrays, place, rates, inputs, walked, d_states, d_rates):
             write(d_rates, s * LANES, read(d_rates, s * LANES) + d_exponent * step)
             write(d_states, s * LANES, read(scales, at) * (d_h + excess * d_h))
             d_b, d_c = total(d_h * drive), total(d_output * h) + b * through_drive
-            if first > group * VECTORS * LANES:  # what the task's first vector of channels wrote
+            if first > group * sizes.vectors * LANES:  # what the task's vectors of channels before this one wrote
                 d_b += dB[part + s]
                 d_c += dC[part + s]
             dB[part + s] = d_b
