@@ -8,8 +8,8 @@ transformers offers for both directions: one mixer forwards, one on the flipped 
 TransformerEncoderLayer (4 heads, feed-forward 1024) by scaled_dot_product_attention; "as it comes" is the same layer
 in evaluation mode, where torch takes a fast path that does not use it.
 
-On a CPU every cell is a process of its own, forked before torch has started a thread: time is the best of several runs
-after a warm-up (runs of seconds are taken once), memory the peak of resident memory above what was there before the
+On a CPU every cell is a process of its own, forked before torch has started a thread: time is the best of two seconds
+of runs after a warm-up (longer runs are taken once), memory the peak of resident memory above what was there before the
 run. Freed memory stays with the process (glibc's mallopt), as in a program that has run for a while: else every large
 tensor's first touch is charged to the kernel's zeroing of pages. A cell that passes `--limit` seconds or would need
 more than `--memory` GiB is stopped, says so, and longer ones are not tried. Prints a Markdown table, and below it the
@@ -131,7 +131,7 @@ def measure(contender, mode, length, batch, device, report):
         report(before)
         times = [timed(compute, leaves, mode, device)]
         peak = peak_memory(device) - before
-        while len(times) < 30 and sum(times) < 3:
+        while sum(times) < 2:
             times.append(timed(compute, leaves, mode, device))
         report((min(times), peak))
     except (RuntimeError, MemoryError) as error:  # torch tells of memory that cannot be had by a plain RuntimeError

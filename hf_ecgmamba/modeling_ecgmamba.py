@@ -113,11 +113,21 @@ class BiSSM(nn.Module):
     def forward(self, hidden_states, mask=None):
         x, gate = self.in_proj(hidden_states).chunk(2, dim=-1)
         x = convolve_both_ways(x, self.conv_weight, self.conv_bias, mask)
-        projected = torch.bmm(x.flatten(1, 2), self.x_proj)
-        dt, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        dt, B, C = (tensor.view(*x.shape[:3], -1) for tensor in (torch.bmm(dt, self.dt_proj), B, C))
-        A = -torch.exp(self.A_log)
-        y = selective_scan(x, dt, A, B, C, self.D, dt_bias=self.dt_bias, dt_softplus=True, gate=gate, mask=mask)
+        steps = torch.bmm(x.flatten(1, 2), self.x_proj).view(*x.shape[:3], -1)
+        dt, B, C = steps.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        y = selective_scan(
+            x,
+            dt,
+            -torch.exp(self.A_log),
+            B,
+            C,
+            self.D,
+            dt_weight=self.dt_proj,
+            dt_bias=self.dt_bias,
+            dt_softplus=True,
+            gate=gate,
+            mask=mask,
+        )
         return self.out_proj(y)
 
 

@@ -16,13 +16,27 @@ from torch.utils.checkpoint import checkpoint
 from transformers.utils import logging
 
 from .selective_scan_mamba_ssm import selective_scan_mamba_ssm, why_not_mamba_ssm
-from .selective_scan_numba import selective_scan_numba, why_not_numba
+from .selective_scan_numba import project_steps, selective_scan_numba, why_not_numba
 from .selective_scan_triton import selective_scan_triton, why_not_triton
 
 logger = logging.get_logger(__name__)
 
 
-def selective_scan(x, dt, A, B, C, D=None, *, dt_bias=None, dt_softplus=False, gate=None, mask=None, backend=None):
+def selective_scan(
+    x,
+    dt,
+    A,
+    B,
+    C,
+    D=None,
+    *,
+    dt_weight=None,
+    dt_bias=None,
+    dt_softplus=False,
+    gate=None,
+    mask=None,
+    backend=None,
+):
     """
     Scans `x` along time; with two directions, index 0 runs from left to right and index 1 from right to left, each
     with its own dt, A, B, C, D. Nothing is flipped: step t of every tensor is the same moment. Differentiable in every
@@ -37,6 +51,8 @@ def selective_scan(x, dt, A, B, C, D=None, *, dt_bias=None, dt_softplus=False, g
         B (`torch.Tensor` of shape `(directions, batch, time, d_state)`): what the input writes into the state.
         C (`torch.Tensor` of shape `(directions, batch, time, d_state)`): what the output reads from the state.
         D (`torch.Tensor` of shape `(directions, channels)`, *optional*): the share of x that skips the state.
+        dt_weight (`torch.Tensor` of shape `(directions, rank, channels)`, *optional*): where given, dt has the shape
+            `(directions, batch, time, rank)`, and dt @ dt_weight takes its place.
         dt_bias (`torch.Tensor` of shape `(directions, channels)`, *optional*): added to dt.
         dt_softplus (`bool`, *optional*, defaults to `False`): whether dt, after its bias, goes through softplus.
         gate (`torch.Tensor` of shape `(batch, time, channels)`, *optional*): called z in Mamba; where given, the
@@ -54,10 +70,11 @@ def selective_scan(x, dt, A, B, C, D=None, *, dt_bias=None, dt_softplus=False, g
         ValueError: for an unknown backend, one that cannot serve this input, a shape, dtype or device that does not
             fit, or (where looking costs no synchronisation: on the CPU) an A that is positive or not finite.
     """
-    _check(x, dt, A, B, C, D, dt_bias, gate, mask)
+    _check(x, dt, A, B, C, D, dt_weight, dt_bias, gate, mask)
     backend = _choose_backend(x, A, backend)
-    if backend == "numba":  # gates within its kernels
-        return selective_scan_numba(x, dt, A, B, C, D, dt_bias, dt_softplus, gate, mask)
+    if backend == "numba":  # projects and gates within its kernels
+        return selective_scan_numba(x, dt, A, B, C, D, dt_weight, dt_bias, dt_softplus, gate, mask)
+    dt = dt if dt_weight is None else project_steps(dt, dt_weight)
     y = _BACKENDS[backend][0](x, dt, A, B, C, D, dt_bias, dt_softplus, mask)
     return y if gate is None else y.sum(0) * F.silu(gate.to(y.dtype))
 
@@ -86,16 +103,18 @@ def _choose_backend(x, A, name):
         logger.warning_once(f"selective_scan passes over the backend {name!r}: {reason}")
 
 
-def _check(x, dt, A, B, C, D, dt_bias, gate, mask):
+def _check(x, dt, A, B, C, D, dt_weight, dt_bias, gate, mask):
     if x.ndim != 4 or x.shape[0] not in (1, 2) or 0 in x.shape:
         raise ValueError(f"x is {tuple(x.shape)}; expected [1 or 2 directions, batch, time, channels], none of them 0")
     directions, batch, time, channels = x.shape
     if A.ndim != 3 or A.shape[:2] != (directions, channels) or A.shape[2] == 0:
         raise ValueError(f"A is {tuple(A.shape)}; expected [{directions} directions, {channels} channels, d_state]")
+    rank = dt.shape[-1] if dt.ndim else 0
     per_step, per_channel = (directions, batch, time, A.shape[2]), (directions, channels)
     for name, tensor, shape in (
         ("x", x, x.shape),
-        ("dt", dt, x.shape),
+        ("dt", dt, x.shape if dt_weight is None else (directions, batch, time, rank)),
+        ("dt_weight", dt_weight, (directions, rank, channels)),
         ("A", A, A.shape),
         ("B", B, per_step),
         ("C", C, per_step),

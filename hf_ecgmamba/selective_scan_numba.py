@@ -1,7 +1,8 @@
 """The selective scan on the CPU, compiled by numba: one pass over time forwards, one backwards.
 
 A task is one sample over a few vectors of LANES channels, in one direction after the other. It goes along time span by
-span, in each with one vector after the other, whose states lie in the nearest cache. Direction 1 counts time downwards: nothing is flipped.
+span, in each with one vector after the other, whose states lie in the nearest cache. Direction 1 counts time
+downwards: nothing is flipped.
 The backward pass starts from states that the forward pass left every SPAN steps and computes the others again. Tasks
 share no output, and what several of them contribute to is summed afterwards in a fixed order: the result does not
 depend on the number of threads.
@@ -52,12 +53,22 @@ def why_not_numba(x, A):
     return None
 
 
-def selective_scan_numba(x, dt, A, B, C, D=None, dt_bias=None, dt_softplus=False, gate=None, mask=None):
+def selective_scan_numba(
+    x, dt, A, B, C, D=None, dt_weight=None, dt_bias=None, dt_softplus=False, gate=None, mask=None
+):
     """Arguments as in [`~selective_scan.selective_scan`], on the CPU."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    tensors = [None if tensor is None else tensor.to(dtype) for tensor in (x, dt, A, B, C, D, dt_bias, gate)]
+    tensors = (x, dt, A, B, C, D, dt_weight, dt_bias, gate)
     learns = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    if learns and dt_weight is not None:  # the backward kernel wants the product
+        tensors = (x, project_steps(dt, dt_weight), A, B, C, D, None, dt_bias, gate)
+    tensors = [None if tensor is None else tensor.to(dtype) for tensor in tensors]
     return _scan(*tensors, dt_softplus, mask, learns)[0].to(x.dtype)
+
+
+def project_steps(dt, dt_weight):
+    """dt [directions, batch, time, rank] @ dt_weight [directions, rank, channels]"""
+    return torch.bmm(dt.flatten(1, 2), dt_weight.to(dt.dtype)).unflatten(1, dt.shape[1:3])
 
 
 # custom operators: torch.compile takes them as they are and looks no further
@@ -71,6 +82,7 @@ def _scan(
     B: torch.Tensor,
     C: torch.Tensor,
     D: torch.Tensor | None,
+    dt_weight: torch.Tensor | None,
     dt_bias: torch.Tensor | None,
     gate: torch.Tensor | None,
     dt_softplus: bool,
@@ -78,7 +90,7 @@ def _scan(
     keep_states: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """y, and the state at the start of every span, which the backward pass needs (empty without keep_states)."""
-    inputs = _Inputs(x, dt, A, B, C, D, dt_bias, gate, dt_softplus, mask)
+    inputs = _Inputs(x, dt, A, B, C, D, dt_bias, gate, dt_softplus, mask, dt_weight)
     *outer, _ = x.shape if gate is None else x.shape[1:]
     y = x.new_empty(*outer, inputs.channels)
     saved = x.new_empty(_shape_of_saved(x, A, keep_states))
@@ -89,7 +101,7 @@ def _scan(
 
 
 @_scan.register_fake
-def _(x, dt, A, B, C, D, dt_bias, gate, dt_softplus, mask, keep_states):
+def _(x, dt, A, B, C, D, dt_weight, dt_bias, gate, dt_softplus, mask, keep_states):
     return x.new_empty(x.shape if gate is None else x.shape[1:]), x.new_empty(_shape_of_saved(x, A, keep_states))
 
 
@@ -136,7 +148,7 @@ def _(dy, x, dt, A, B, C, D, dt_bias, gate, dt_softplus, mask, saved):
 
 
 def _keep_for_backward(ctx, inputs, output):
-    x, dt, A, B, C, D, dt_bias, gate, ctx.dt_softplus, mask, _ = inputs
+    x, dt, A, B, C, D, _, dt_bias, gate, ctx.dt_softplus, mask, _ = inputs
     ctx.save_for_backward(x, dt, A, B, C, D, dt_bias, gate, mask, output[1])
     ctx.mark_non_differentiable(output[1])
 
@@ -145,8 +157,8 @@ def _differentiate(ctx, dy, _):
     x, dt, A, B, C, D, dt_bias, gate, mask, saved = ctx.saved_tensors
     gradients = _scan_backward(dy, x, dt, A, B, C, D, dt_bias, gate, ctx.dt_softplus, mask, saved)
     optional = zip(gradients[5:], (D, dt_bias, gate), strict=True)
-    optional = (None if tensor is None else gradient for gradient, tensor in optional)
-    return *gradients[:5], *optional, None, None, None
+    dD, d_bias, d_gate = (None if tensor is None else gradient for gradient, tensor in optional)
+    return *gradients[:5], dD, None, d_bias, d_gate, None, None, None
 
 
 _scan.register_autograd(_differentiate, setup_context=_keep_for_backward)
@@ -162,13 +174,17 @@ class _Inputs:
     """The scan's arguments as the kernels want them.
 
     Zeros fill up the last vector of channels and stand for what is absent; A becomes [directions, d_state, channels].
-    B, C and gate may be slices of a wider tensor: they are read where they are.
+    B, C, gate and a dt that wants its weight may be slices of a wider tensor: they are read where they are.
     """
 
-    def __init__(self, x, dt, A, B, C, D, dt_bias, gate, dt_softplus, mask):
-        absent = x.new_zeros(A.shape[0], A.shape[1])
-        dense = {"x": x, "dt": dt, "A": A.transpose(1, 2)}
-        dense |= {"D": absent if D is None else D, "dt_bias": absent if dt_bias is None else dt_bias}
+    def __init__(self, x, dt, A, B, C, D, dt_bias, gate, dt_softplus, mask, dt_weight=None):
+        absent, rank = x.new_zeros(A.shape[0], A.shape[1]), 0
+        dense = {"x": x, "A": A.transpose(1, 2), "D": absent if D is None else D}
+        dense |= {"dt_bias": absent if dt_bias is None else dt_bias}
+        if dt_weight is None:
+            dense["dt"] = dt
+        else:
+            dense["dt_weight"], dt, rank = dt_weight, as_rows(dt), dt.shape[-1]
         padding = -x.shape[-1] % LANES
         if padding:
             dense = {name: F.pad(tensor, (0, padding)) for name, tensor in dense.items()}
@@ -176,9 +192,9 @@ class _Inputs:
         dense = {name: tensor.contiguous() for name, tensor in dense.items()}
         B, C, gate = (None if tensor is None else as_rows(tensor) for tensor in (B, C, gate))
         mask = None if mask is None else mask.to(x.dtype).contiguous()
-        self.tensors = dense | {"B": B, "C": C, "gate": gate, "mask": mask}
+        self.tensors = {"dt": dt, "dt_weight": None} | dense | {"B": B, "C": C, "gate": gate, "mask": mask}
         directions, self.batch, time, self.channels = dense["x"].shape
-        rows = [0 if tensor is None else tensor.stride(-2) for tensor in (B, C, gate)]
+        rows = [rank, *(0 if tensor is None else tensor.stride(-2) for tensor in (dt, B, C, gate))]
         flags = [dt_softplus, gate is not None, mask is not None]
         self.sizes = [directions, self.batch, time, self.channels, A.shape[2], *rows, *flags]
 
@@ -190,9 +206,10 @@ class _Inputs:
 
 _Sizes = namedtuple(
     "_Sizes",
-    "directions batch time channels d_state B_row C_row gate_row dt_softplus has_gate has_mask vectors keeps_states",
+    "directions batch time channels d_state rank dt_row B_row C_row gate_row dt_softplus has_gate has_mask "
+    "vectors keeps_states",
 )
-_INPUTS = "x dt A D dt_bias B C gate mask"
+_INPUTS = "x dt dt_weight A D dt_bias B C gate mask"
 _ForwardArrays = namedtuple("_ForwardArrays", f"{_INPUTS} y saved")
 _BackwardArrays = namedtuple("_BackwardArrays", f"{_INPUTS} saved dy dx d_dt dA dB dC dD d_bias d_gate")
 
@@ -244,18 +261,22 @@ def _rows(sizes, direction, sample, i):
 @jitable
 def _read_steps(sizes, arrays, place, steps, drives, outputs):
     (direction, sample, first, start, count), channels = place, sizes.channels
-    x, dt, y, gate = arrays.x, arrays.dt, arrays.y, arrays.gate
+    x, dt, dt_weight, y, gate = arrays.x, arrays.dt, arrays.dt_weight, arrays.y, arrays.gate
     bias, skip = read(arrays.dt_bias, direction * channels + first), read(arrays.D, direction * channels + first)
     ahead = SPAN if direction == 0 else -SPAN
     for j in range(count):
         row, shared = _rows(sizes, direction, sample, start + j)
         here = row * channels + first
-        for array in (x, dt):
-            prefetch(array, here + ahead * channels)
+        prefetch(x, here + ahead * channels)
         prefetch(y, (shared if sizes.has_gate else row) * channels + first + ahead * channels)
         if sizes.has_gate and direction == sizes.directions - 1:
             prefetch(gate, (shared + ahead) * sizes.gate_row + first)
-        signal, step = read(x, here), read(dt, here) + bias
+        signal, step = read(x, here), bias
+        for r in range(sizes.rank):
+            step = step + dt[row * sizes.dt_row + r] * read(dt_weight, (direction * sizes.rank + r) * channels + first)
+        if sizes.rank == 0:
+            prefetch(dt, here + ahead * channels)
+            step = step + read(dt, here)
         if sizes.dt_softplus:
             step, _ = softplus(step)
         write(steps, j * LANES, step)

@@ -195,6 +195,25 @@ def test_a_gate_takes_the_directions_sum_times_its_silu(device, backend, directi
 
 
 @every_backend
+@pytest.mark.parametrize("learns", [False, True])
+def test_step_sizes_of_low_rank(device, backend, learns):
+    inputs, random = make_inputs(time=50, channels=70), torch.Generator().manual_seed(5)
+    projected = torch.randn(2, 2, 50, 11, generator=random, dtype=torch.float64)
+    weight = torch.randn(2, 3, 70, generator=random, dtype=torch.float64)
+
+    def scan(dtype, device, backend, whole):
+        tensors = {name: tensor.to(device, dtype) for name, tensor in inputs.items()}
+        wide, matrix = (tensor.to(device, dtype).requires_grad_(learns) for tensor in (projected, weight))
+        tensors |= {"dt": wide[..., 4:7] @ matrix.unsqueeze(1)} if whole else {"dt": wide[..., 4:7]}
+        y = selective_scan(**tensors, dt_weight=None if whole else matrix, dt_softplus=True, backend=backend)
+        gradients = torch.autograd.grad(y.sin().sum(), (wide, matrix)) if learns else ()
+        return {name: tensor.detach().double().cpu() for name, tensor in zip("yab", (y, *gradients), strict=False)}
+
+    expected = scan(torch.float64, "cpu", "reference", whole=True)
+    assert_close(scan(torch.float32, device, backend, whole=False), expected)
+
+
+@every_backend
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_inputs(device, backend, dtype):
     inputs = {name: tensor.to(dtype).double() for name, tensor in make_inputs(time=130, channels=64).items()}
@@ -358,6 +377,10 @@ def test_a_backend_that_cannot_serve_is_passed_over_or_refused(monkeypatch):
         ({"x": torch.zeros(3, 2, 37, 5)}, "expected .1 or 2 directions"),
         ({"x": torch.zeros(2, 2, 0, 5)}, "none of them 0"),
         ({"dt": torch.zeros(2, 2, 36, 5)}, r"dt is \(2, 2, 36, 5\); expected \(2, 2, 37, 5\)"),
+        (
+            {"dt": torch.zeros(2, 2, 37, 3), "dt_weight": torch.zeros(2, 2, 5)},
+            r"dt_weight is .*; expected \(2, 3, 5\)",
+        ),
         ({"A": torch.zeros(2, 6, 4)}, r"A is \(2, 6, 4\); expected \[2 directions, 5 channels, d_state\]"),
         ({"A": torch.full((2, 5, 4), math.nan)}, "A lies between nan and nan; expected finite decay rates"),
         ({"A": torch.full((2, 5, 4), -math.inf)}, "expected finite decay rates"),
