@@ -9,11 +9,11 @@ TransformerEncoderLayer (4 heads, feed-forward 1024) by scaled_dot_product_atten
 in evaluation mode, where torch takes a fast path that does not use it.
 
 On a CPU every cell is a process of its own, forked before torch has started a thread: time is the best of two seconds
-of runs after a warm-up (longer runs are taken once), memory the peak of resident memory above what was there before the
-run. Freed memory stays with the process (glibc's mallopt), as in a program that has run for a while: else every large
-tensor's first touch is charged to the kernel's zeroing of pages. A cell that passes `--limit` seconds or would need
-more than `--memory` GiB is stopped, says so, and longer ones are not tried. Prints a Markdown table, and below it the
-ratios that the project promises.
+of runs after a warm-up (longer runs are taken once), memory the peak of resident memory above what was there before
+the run. Freed memory stays with the process (glibc's mallopt), as in a program that has run for a while: else every
+large tensor's first touch is charged to the kernel's zeroing of pages. A cell that passes `--limit` seconds or would
+need more than `--memory` GiB is stopped, says so, and longer ones are not tried. Prints a Markdown table, and below it
+the ratios that the project promises.
 """
 
 import argparse
