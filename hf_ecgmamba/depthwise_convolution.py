@@ -64,7 +64,7 @@ def convolve_both_ways_by_shifts(x, weight, bias, mask=None):
             start = k if direction == 0 else 2 * reach - k
             sums.addcmul_(padded[:, start : start + time], taps[direction, k])
         both.append(sums)
-    result = F.silu(torch.stack(both))
+    result = F.silu(torch.stack(both)).to(x.dtype)
     return result if mask is None else result * mask.unsqueeze(-1)
 
 

@@ -87,5 +87,7 @@ def test_bfloat16_stays_bfloat16(convolve):
     wide, weight, bias = (tensor.bfloat16() for tensor in inputs)
     y = convolve(wide[..., :8], weight, bias)
     assert y.dtype == torch.bfloat16
+    # as autocast has it: the weights are float32
+    assert convolve(wide[..., :8], weight.float(), bias.float()).dtype == torch.bfloat16
     expected = by_conv1d(wide[..., :8].double(), weight.double(), bias.double(), None)
     torch.testing.assert_close(y.double(), expected, rtol=0.05, atol=0.05)
