@@ -16,6 +16,7 @@ from .numba_vectors import (
     as_rows,
     fill,
     jitable,
+    kernel_dtype,
     next_task,
     operator_name,
     read,
@@ -45,7 +46,7 @@ def convolve_both_ways(x, weight, bias, mask=None):
         `torch.Tensor` of shape `(2, batch, time, channels)`, in the dtype of x.
     """
     if x.device.type == "cpu" and HAS_NUMBA:
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        dtype = kernel_dtype(x)
         return _convolve(x.to(dtype), weight.to(dtype), bias.to(dtype), mask).to(x.dtype)
     return convolve_both_ways_by_shifts(x, weight, bias, mask)
 

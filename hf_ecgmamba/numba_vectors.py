@@ -133,6 +133,11 @@ def as_rows(tensor):
     return tensor if is_regular else tensor.contiguous()
 
 
+def kernel_dtype(tensor):
+    """What kernels compute with where this tensor comes in: float64 for float64, else float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
 def operator_name(module, name):
     """A name for a custom operator that nobody has. Copies of this package live side by side where models were loaded
     as remote code, and torch frees an operator that is defined anew, in use or not."""
@@ -156,16 +161,15 @@ def run_tasks(kernel, dtype, num_tasks, sizes, arrays):
     job = np.array([0, num_tasks, *sizes, *addresses], dtype=np.int64)
     is_small = sum(array.numel() for array in arrays if array is not None) < _WORTH_A_THREAD
     num_threads = 1 if is_small else min(torch.get_num_threads(), num_tasks)
-    run, pointer = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address), job.ctypes.data
-    if num_threads == 1:
-        run(pointer)
-    elif _parallel_region is not None and not _lost_threads:
+    pointer = job.ctypes.data
+    if num_threads > 1 and _parallel_region is not None and not _lost_threads:
         _parallel_region(compiled.address, pointer, num_threads, 0)
-    else:
-        futures = [_pool(os.getpid(), num_threads).submit(run, pointer) for _ in range(num_threads - 1)]
-        run(pointer)
-        for future in futures:
-            future.result()
+        return
+    run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)
+    futures = [_pool(os.getpid(), num_threads).submit(run, pointer) for _ in range(num_threads - 1)]
+    run(pointer)
+    for future in futures:
+        future.result()
 
 
 # torch, too, keeps to one thread below as many numbers

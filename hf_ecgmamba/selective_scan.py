@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import logging
 
+from .numba_vectors import kernel_dtype
 from .selective_scan_mamba_ssm import selective_scan_mamba_ssm, why_not_mamba_ssm
 from .selective_scan_numba import project_steps, selective_scan_numba, why_not_numba
 from .selective_scan_triton import selective_scan_triton, why_not_triton
@@ -143,10 +144,6 @@ def _check(x, dt, A, B, C, D, dt_weight, dt_bias, gate, mask):
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def _state_dtype(x):
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _step_sizes(dt, dt_bias, dt_softplus, dtype):
     dt = dt.to(dtype)
     if dt_bias is not None:
@@ -156,7 +153,7 @@ def _step_sizes(dt, dt_bias, dt_softplus, dtype):
 
 def selective_scan_reference(x, dt, A, B, C, D=None, dt_bias=None, dt_softplus=False, mask=None):
     """The definition of correct: one step after another. Arguments as in [`selective_scan`]."""
-    dtype = _state_dtype(x)
+    dtype = kernel_dtype(x)
     dt = _step_sizes(dt, dt_bias, dt_softplus, dtype)
     signal, A, B, C = (tensor.to(dtype) for tensor in (x, A, B, C))
     directions, batch, time, channels = x.shape
@@ -184,7 +181,7 @@ def selective_scan_chunked(x, dt, A, B, C, D=None, dt_bias=None, dt_softplus=Fal
     Time is cut into spans of side² steps. The states of one span exist at a time, in the backward pass too, which
     computes them again; across spans only the last state is kept.
     """
-    dtype = _state_dtype(x)
+    dtype = kernel_dtype(x)
     dt = _step_sizes(dt, dt_bias, dt_softplus, dtype)
     signal, A, B, C = (tensor.to(dtype) for tensor in (x, A, B, C))
     if mask is not None:  # a step of size zero decays nothing and writes nothing

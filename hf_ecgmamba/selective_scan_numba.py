@@ -2,10 +2,9 @@
 
 A task is one sample over a few vectors of LANES channels, in one direction after the other. It goes along time span by
 span, in each with one vector after the other, whose states lie in the nearest cache. Direction 1 counts time
-downwards: nothing is flipped.
-The backward pass starts from states that the forward pass left every SPAN steps and computes the others again. Tasks
-share no output, and what several of them contribute to is summed afterwards in a fixed order: the result does not
-depend on the number of threads.
+downwards: nothing is flipped. The backward pass starts from states that the forward pass left every SPAN steps and
+computes the others again. Tasks share no output, and what several of them contribute to is summed afterwards in a
+fixed order: the result does not depend on the number of threads.
 """
 
 import math
@@ -21,6 +20,7 @@ from .numba_vectors import (
     as_rows,
     fill,
     jitable,
+    kernel_dtype,
     next_task,
     operator_name,
     power_of_two,
@@ -57,7 +57,7 @@ def selective_scan_numba(
     x, dt, A, B, C, D=None, dt_weight=None, dt_bias=None, dt_softplus=False, gate=None, mask=None
 ):
     """Arguments as in [`~selective_scan.selective_scan`], on the CPU."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = kernel_dtype(x)
     tensors = (x, dt, A, B, C, D, dt_weight, dt_bias, gate)
     learns = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
     if learns and dt_weight is not None:  # the backward kernel wants the product

@@ -1,6 +1,5 @@
 """What kernels are made of: elementary functions in every digit, and tasks that each run once on torch's threads."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from hf_ecgmamba.numba_vectors import (
     write,
 )
 
-pytestmark = pytest.mark.skipif(not importlib.util.find_spec("numba"), reason="numba is not installed")
+pytestmark = pytest.mark.skipif(not numba_vectors.HAS_NUMBA, reason="numba is not installed")
 Sizes, Arrays = namedtuple("Sizes", "size"), namedtuple("Arrays", "source target")
 DTYPES = {torch.float32: 3e-7, torch.float64: 2e-15}
 
