@@ -19,12 +19,16 @@ from .numba_vectors import (
     kernel_dtype,
     next_task,
     operator_name,
+    pad_channels,
+    prefetch,
     read,
     run_tasks,
     scratch,
+    shall_stream,
     silu,
     unpack,
     write,
+    write_output,
 )
 
 # steps in one task
@@ -73,7 +77,7 @@ def convolve_both_ways_by_shifts(x, weight, bias, mask=None):
 def _convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     inputs = _Inputs(x, weight, bias, mask)
     y = x.new_empty(2, *x.shape[:2], inputs.channels)
-    inputs.run(_forward, _ForwardArrays, y=y)
+    inputs.run(_forward, _ForwardArrays, shall_stream(y), y=y)
     return y[..., : x.shape[-1]].contiguous()
 
 
@@ -89,11 +93,11 @@ def _convolve_backward(
     """Gradients of x, weight and bias."""
     inputs = _Inputs(x, weight, bias, mask)
     (batch, time, channels), taps = x.shape, weight.shape[-1]
-    dy = F.pad(dy, (0, inputs.channels - channels)).contiguous()
+    dy = pad_channels(dy, inputs.channels).contiguous()
     dx = x.new_empty(batch, time, inputs.channels)
     # of each task, summed below in a fixed order; the bias comes last
     d_taps = x.new_empty(inputs.num_tasks, 2, taps + 1, inputs.channels)
-    inputs.run(_backward, _BackwardArrays, dy=dy, dx=dx, d_taps=d_taps)
+    inputs.run(_backward, _BackwardArrays, shall_stream(dx), dy=dy, dx=dx, d_taps=d_taps)
     d_taps = d_taps.sum(0)[..., :channels]
     return dx[..., :channels].contiguous(), d_taps[:, :taps].transpose(1, 2).contiguous(), d_taps[:, taps].contiguous()
 
@@ -119,20 +123,21 @@ class _Inputs:
     it is, for it may be a slice of a wider tensor."""
 
     def __init__(self, x, weight, bias, mask):
-        padding = (0, -x.shape[-1] % LANES)
-        x = as_rows(F.pad(x, padding) if padding[1] else x)
-        weight, bias = (F.pad(tensor, padding).contiguous() for tensor in (weight.transpose(1, 2), bias))
+        self.channels = -(-x.shape[-1] // LANES) * LANES
+        x = as_rows(pad_channels(x, self.channels))
+        weight, bias = (pad_channels(tensor, self.channels).contiguous() for tensor in (weight.transpose(1, 2), bias))
         mask = None if mask is None else mask.to(x.dtype).contiguous()
-        batch, time, self.channels = x.shape
+        batch, time, _ = x.shape
         self.num_tasks = batch * -(-time // CHUNK)
-        self.sizes = _Sizes(batch, time, self.channels, x.stride(-2), weight.shape[1], mask is not None)
+        self.sizes = batch, time, self.channels, x.stride(-2), weight.shape[1], mask is not None
         self.tensors = {"x": x, "weight": weight, "bias": bias, "mask": mask}
 
-    def run(self, kernel, arrays, **outputs):
-        run_tasks(kernel, self.tensors["x"].dtype, self.num_tasks, self.sizes, arrays(**self.tensors, **outputs))
+    def run(self, kernel, arrays, streams, **outputs):
+        sizes, arrays = _Sizes(*self.sizes, streams), arrays(**self.tensors, **outputs)
+        run_tasks(kernel, self.tensors["x"].dtype, self.num_tasks, sizes, arrays)
 
 
-_Sizes = namedtuple("_Sizes", "batch time channels x_row taps has_mask")
+_Sizes = namedtuple("_Sizes", "batch time channels x_row taps has_mask streams")
 _ForwardArrays = namedtuple("_ForwardArrays", "x weight bias mask y")
 _BackwardArrays = namedtuple("_BackwardArrays", "x weight bias mask dy dx d_taps")
 
@@ -155,7 +160,8 @@ def _forward(job):
                     result, _ = silu(_sum_taps(sizes, arrays, direction, first, rows, t - start + reach))
                     if not _is_real(sizes, arrays, sample, t):
                         result = fill(arrays.x, 0.0)
-                    write(arrays.y, ((direction * sizes.batch + sample) * time + t) * channels + first, result)
+                    here = ((direction * sizes.batch + sample) * time + t) * channels + first
+                    write_output(arrays.y, here, result, sizes.streams)
         task = next_task(job)
 
 
@@ -169,7 +175,9 @@ def _copy_rows(sizes, arrays, sample, first, start, stop, rows):
     for t in range(start, stop):
         value = fill(arrays.x, 0.0)
         if _is_real(sizes, arrays, sample, t):
-            value = read(arrays.x, (sample * sizes.time + t) * sizes.x_row + first)
+            here = (sample * sizes.time + t) * sizes.x_row + first
+            prefetch(arrays.x, here + LANES)
+            value = read(arrays.x, here)
         write(rows, (t - start) * LANES, value)
 
 
@@ -208,6 +216,7 @@ def _backward(job):
                     if _is_real(sizes, arrays, sample, t):
                         _, slope = silu(_sum_taps(sizes, arrays, direction, first, rows, t - start + 2 * reach))
                         here = ((direction * sizes.batch + sample) * time + t) * channels + first
+                        prefetch(arrays.dy, here + LANES)
                         d_sum = slope * read(arrays.dy, here)
                     write(d_sums, (t - start + reach) * LANES, d_sum)
                 d_bias = fill(arrays.x, 0.0)
@@ -229,5 +238,5 @@ def _backward(job):
                 d_row = read(d_rows, (t - start) * LANES)
                 if not _is_real(sizes, arrays, sample, t):
                     d_row = fill(arrays.x, 0.0)
-                write(arrays.dx, (sample * time + t) * channels + first, d_row)
+                write_output(arrays.dx, (sample * time + t) * channels + first, d_row, sizes.streams)
         task = next_task(job)

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -51,6 +52,10 @@ def read(array, index):
 
 def write(array, index, vector):
     """array[index : index + LANES] = vector."""
+
+
+def stream(array, index, vector):
+    """As `write`, past the caches, for a place that starts with a cache line."""
 
 
 def prefetch(array, index):
@@ -96,6 +101,16 @@ def jitable(function):
 
 
 @jitable
+def write_output(array, index, vector, streams):
+    """As `write`; where it `streams`, past the caches: what is overwritten need not be read first. A large tensor's
+    beginning would have left the caches before anyone read it."""
+    if streams:
+        stream(array, index, vector)
+    else:
+        write(array, index, vector)
+
+
+@jitable
 def sigmoid(value):
     """(1 / (1 + exp(-value)), exp(-|value|))."""
     scale, excess = power_of_two(maximum(value, 0.0 - value) * -LOG2_E)
@@ -136,6 +151,17 @@ def as_rows(tensor):
 def kernel_dtype(tensor):
     """What kernels compute with where this tensor comes in: float64 for float64, else float32."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def pad_channels(tensor, channels):
+    """A tensor with zeros behind its last dimension, up to that many channels: itself, where it has them."""
+    missing = channels - tensor.shape[-1]
+    return F.pad(tensor, (0, missing)) if missing else tensor
+
+
+def shall_stream(output):
+    """Whether this tensor, of whole vectors, is too large for the caches, so that `write_output` shall stream."""
+    return output.nbytes > 2**25
 
 
 def operator_name(module, name):
@@ -354,6 +380,16 @@ def _register():
         def generate(context, builder, signature, arguments):
             pointer = as_vector(context, builder, signature.args, arguments)
             builder.store(arguments[2], pointer, align=vector.element.bitwidth // 8)
+            return context.get_dummy_value()
+
+        return types.void(array, index, vector), generate
+
+    @implements(stream)
+    def stream_vector(typing, array, index, vector):
+        def generate(context, builder, signature, arguments):
+            pointer = as_vector(context, builder, signature.args, arguments)
+            store = builder.store(arguments[2], pointer, align=64)
+            store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
             return context.get_dummy_value()
 
         return types.void(array, index, vector), generate

@@ -11,7 +11,6 @@ import math
 from collections import namedtuple
 
 import torch
-from torch.nn import functional as F
 
 from .numba_vectors import (
     HAS_NUMBA,
@@ -23,16 +22,19 @@ from .numba_vectors import (
     kernel_dtype,
     next_task,
     operator_name,
+    pad_channels,
     power_of_two,
     prefetch,
     read,
     run_tasks,
     scratch,
+    shall_stream,
     silu,
     softplus,
     total,
     unpack,
     write,
+    write_output,
 )
 
 LOG_2 = math.log(2)
@@ -60,8 +62,6 @@ def selective_scan_numba(
     dtype = kernel_dtype(x)
     tensors = (x, dt, A, B, C, D, dt_weight, dt_bias, gate)
     learns = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-    if learns and dt_weight is not None:  # the backward kernel wants the product
-        tensors = (x, project_steps(dt, dt_weight), A, B, C, D, None, dt_bias, gate)
     tensors = [None if tensor is None else tensor.to(dtype) for tensor in tensors]
     return _scan(*tensors, dt_softplus, mask, learns)[0].to(x.dtype)
 
@@ -90,13 +90,13 @@ def _scan(
     keep_states: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """y, and the state at the start of every span, which the backward pass needs (empty without keep_states)."""
-    inputs = _Inputs(x, dt, A, B, C, D, dt_bias, gate, dt_softplus, mask, dt_weight)
+    inputs = _Inputs(x, dt, A, B, C, D, dt_weight, dt_bias, gate, dt_softplus, mask)
     *outer, _ = x.shape if gate is None else x.shape[1:]
     y = x.new_empty(*outer, inputs.channels)
     saved = x.new_empty(_shape_of_saved(x, A, keep_states))
     # as much of a row at once as leaves every thread a task
     vectors = max(1, min(MOST_VECTORS, inputs.batch * inputs.channels // LANES // torch.get_num_threads()))
-    inputs.run(_forward, _ForwardArrays, vectors, y=y, saved=saved if keep_states else None)
+    inputs.run(_forward, _ForwardArrays, vectors, shall_stream(y), y=y, saved=saved if keep_states else None)
     return y[..., : x.shape[-1]].contiguous(), saved
 
 
@@ -114,14 +114,15 @@ def _scan_backward(
     B: torch.Tensor,
     C: torch.Tensor,
     D: torch.Tensor | None,
+    dt_weight: torch.Tensor | None,
     dt_bias: torch.Tensor | None,
     gate: torch.Tensor | None,
     dt_softplus: bool,
     mask: torch.Tensor | None,
     saved: torch.Tensor,
 ) -> list[torch.Tensor]:
-    """Gradients of x, dt, A, B, C, D, dt_bias and gate, in the shapes of [`selective_scan`]'s arguments."""
-    inputs = _Inputs(x, dt, A, B, C, D, dt_bias, gate, dt_softplus, mask)
+    """Gradients of x, dt, A, B, C, D, dt_weight, dt_bias and gate, in the shapes of [`selective_scan`]'s arguments."""
+    inputs = _Inputs(x, dt, A, B, C, D, dt_weight, dt_bias, gate, dt_softplus, mask)
     directions, batch, time, _ = x.shape
     channels, d_state = inputs.channels, A.shape[2]
     dx, d_dt = (x.new_empty(directions, batch, time, channels) for _ in range(2))
@@ -130,35 +131,39 @@ def _scan_backward(
     dA = x.new_empty(directions, batch, d_state, channels)
     dD, d_bias = x.new_empty(2, directions, batch, channels)
     dB, dC = x.new_empty(2, -(-channels // (LANES * VECTORS)), directions, batch, time, d_state)
-    dy = F.pad(dy, (0, channels - dy.shape[-1])).contiguous()
+    dy = pad_channels(dy, channels).contiguous()
     outputs = {"dx": dx, "d_dt": d_dt, "dA": dA, "dB": dB, "dC": dC, "dD": dD, "d_bias": d_bias, "d_gate": d_gate}
-    inputs.run(_backward, _BackwardArrays, VECTORS, saved=saved, dy=dy, **outputs)
+    inputs.run(_backward, _BackwardArrays, VECTORS, shall_stream(dx), saved=saved, dy=dy, **outputs)
     dA, dD, d_bias = (gradient.sum(1) for gradient in (dA, dD, d_bias))
     dx, d_dt, dA, dD, d_bias, d_gate = (
         gradient[..., : x.shape[-1]].contiguous() for gradient in (dx, d_dt, dA, dD, d_bias, d_gate)
     )
-    return [dx, d_dt, dA.transpose(1, 2).contiguous(), dB.sum(0), dC.sum(0), dD, d_bias, d_gate]
+    d_weight = x.new_empty(0)
+    if dt_weight is not None:
+        d_steps, dt = d_dt.flatten(1, 2), dt.flatten(1, 2)
+        d_dt = torch.bmm(d_steps, dt_weight.transpose(1, 2)).unflatten(1, x.shape[1:3])
+        d_weight = torch.bmm(dt.transpose(1, 2), d_steps)
+    return [dx, d_dt, dA.transpose(1, 2).contiguous(), dB.sum(0), dC.sum(0), dD, d_weight, d_bias, d_gate]
 
 
 @_scan_backward.register_fake
-def _(dy, x, dt, A, B, C, D, dt_bias, gate, dt_softplus, mask, saved):
-    per_channel = A.shape[:2]
-    shapes = (x.shape, x.shape, A.shape, B.shape, C.shape, per_channel, per_channel, x.shape[1:])
+def _(dy, x, dt, A, B, C, D, dt_weight, dt_bias, gate, dt_softplus, mask, saved):
+    per_channel, weight = A.shape[:2], (0,) if dt_weight is None else dt_weight.shape
+    shapes = (x.shape, dt.shape, A.shape, B.shape, C.shape, per_channel, weight, per_channel, x.shape[1:])
     return [x.new_empty(shape) for shape in shapes]
 
 
 def _keep_for_backward(ctx, inputs, output):
-    x, dt, A, B, C, D, _, dt_bias, gate, ctx.dt_softplus, mask, _ = inputs
-    ctx.save_for_backward(x, dt, A, B, C, D, dt_bias, gate, mask, output[1])
+    *tensors, ctx.dt_softplus, mask, _ = inputs
+    ctx.save_for_backward(*tensors, mask, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
 def _differentiate(ctx, dy, _):
-    x, dt, A, B, C, D, dt_bias, gate, mask, saved = ctx.saved_tensors
-    gradients = _scan_backward(dy, x, dt, A, B, C, D, dt_bias, gate, ctx.dt_softplus, mask, saved)
-    optional = zip(gradients[5:], (D, dt_bias, gate), strict=True)
-    dD, d_bias, d_gate = (None if tensor is None else gradient for gradient, tensor in optional)
-    return *gradients[:5], dD, None, d_bias, d_gate, None, None, None
+    *tensors, mask, saved = ctx.saved_tensors
+    gradients = _scan_backward(dy, *tensors, ctx.dt_softplus, mask, saved)
+    wanted = zip(gradients, tensors, strict=True)
+    return *(None if tensor is None else gradient for gradient, tensor in wanted), None, None, None
 
 
 _scan.register_autograd(_differentiate, setup_context=_keep_for_backward)
@@ -177,7 +182,7 @@ class _Inputs:
     B, C, gate and a dt that wants its weight may be slices of a wider tensor: they are read where they are.
     """
 
-    def __init__(self, x, dt, A, B, C, D, dt_bias, gate, dt_softplus, mask, dt_weight=None):
+    def __init__(self, x, dt, A, B, C, D, dt_weight, dt_bias, gate, dt_softplus, mask):
         absent, rank = x.new_zeros(A.shape[0], A.shape[1]), 0
         dense = {"x": x, "A": A.transpose(1, 2), "D": absent if D is None else D}
         dense |= {"dt_bias": absent if dt_bias is None else dt_bias}
@@ -185,29 +190,27 @@ class _Inputs:
             dense["dt"] = dt
         else:
             dense["dt_weight"], dt, rank = dt_weight, as_rows(dt), dt.shape[-1]
-        padding = -x.shape[-1] % LANES
-        if padding:
-            dense = {name: F.pad(tensor, (0, padding)) for name, tensor in dense.items()}
-            gate = None if gate is None else F.pad(gate, (0, padding))
-        dense = {name: tensor.contiguous() for name, tensor in dense.items()}
+        self.channels = -(-x.shape[-1] // LANES) * LANES
+        dense = {name: pad_channels(tensor, self.channels).contiguous() for name, tensor in dense.items()}
+        gate = None if gate is None else pad_channels(gate, self.channels)
         B, C, gate = (None if tensor is None else as_rows(tensor) for tensor in (B, C, gate))
         mask = None if mask is None else mask.to(x.dtype).contiguous()
         self.tensors = {"dt": dt, "dt_weight": None} | dense | {"B": B, "C": C, "gate": gate, "mask": mask}
-        directions, self.batch, time, self.channels = dense["x"].shape
+        directions, self.batch, time, _ = x.shape
         rows = [rank, *(0 if tensor is None else tensor.stride(-2) for tensor in (dt, B, C, gate))]
         flags = [dt_softplus, gate is not None, mask is not None]
         self.sizes = [directions, self.batch, time, self.channels, A.shape[2], *rows, *flags]
 
-    def run(self, kernel, arrays, vectors, **outputs):
+    def run(self, kernel, arrays, vectors, streams, **outputs):
         num_tasks = self.batch * -(-self.channels // (LANES * vectors))
-        sizes = _Sizes(*self.sizes, vectors=vectors, keeps_states=outputs["saved"] is not None)
+        sizes = _Sizes(*self.sizes, vectors=vectors, keeps_states=outputs["saved"] is not None, streams=streams)
         run_tasks(kernel, self.tensors["x"].dtype, num_tasks, sizes, arrays(**self.tensors, **outputs))
 
 
 _Sizes = namedtuple(
     "_Sizes",
     "directions batch time channels d_state rank dt_row B_row C_row gate_row dt_softplus has_gate has_mask "
-    "vectors keeps_states",
+    "vectors keeps_states streams",
 )
 _INPUTS = "x dt dt_weight A D dt_bias B C gate mask"
 _ForwardArrays = namedtuple("_ForwardArrays", f"{_INPUTS} y saved")
@@ -243,7 +246,7 @@ def _forward(job):
                     if sizes.keeps_states:
                         for s in range(d_state):
                             at = (((direction * batch + sample) * spans + span) * d_state + s) * channels + first
-                            write(saved, at, read(own_states, s * LANES))
+                            write_output(saved, at, read(own_states, s * LANES), sizes.streams)
                     place = direction, sample, first, span * SPAN, min(SPAN, time - span * SPAN)
                     _read_steps(sizes, arrays, place, steps, drives, outputs)
                     _walk(sizes, arrays, place, own_rates, own_states, steps, drives, outputs)
@@ -261,27 +264,36 @@ def _rows(sizes, direction, sample, i):
 @jitable
 def _read_steps(sizes, arrays, place, steps, drives, outputs):
     (direction, sample, first, start, count), channels = place, sizes.channels
-    x, dt, dt_weight, y, gate = arrays.x, arrays.dt, arrays.dt_weight, arrays.y, arrays.gate
-    bias, skip = read(arrays.dt_bias, direction * channels + first), read(arrays.D, direction * channels + first)
+    x, y, gate = arrays.x, arrays.y, arrays.gate
+    skip = read(arrays.D, direction * channels + first)
     ahead = SPAN if direction == 0 else -SPAN
     for j in range(count):
         row, shared = _rows(sizes, direction, sample, start + j)
         here = row * channels + first
         prefetch(x, here + ahead * channels)
-        prefetch(y, (shared if sizes.has_gate else row) * channels + first + ahead * channels)
+        if sizes.has_gate or not sizes.streams:
+            prefetch(y, (shared if sizes.has_gate else row) * channels + first + ahead * channels)
         if sizes.has_gate and direction == sizes.directions - 1:
             prefetch(gate, (shared + ahead) * sizes.gate_row + first)
-        signal, step = read(x, here), bias
-        for r in range(sizes.rank):
-            step = step + dt[row * sizes.dt_row + r] * read(dt_weight, (direction * sizes.rank + r) * channels + first)
-        if sizes.rank == 0:
-            prefetch(dt, here + ahead * channels)
-            step = step + read(dt, here)
+        signal, step = read(x, here), _step(sizes, arrays, direction, first, row, ahead)
         if sizes.dt_softplus:
             step, _ = softplus(step)
         write(steps, j * LANES, step)
         write(drives, j * LANES, step * signal)
         write(outputs, j * LANES, skip * signal)
+
+
+@jitable
+def _step(sizes, arrays, direction, first, row, ahead):
+    """The step size with its bias; where it comes without its weight, those `ahead` steps from here are prefetched."""
+    dt, dt_weight, channels = arrays.dt, arrays.dt_weight, sizes.channels
+    step = read(arrays.dt_bias, direction * channels + first)
+    for r in range(sizes.rank):
+        step = step + dt[row * sizes.dt_row + r] * read(dt_weight, (direction * sizes.rank + r) * channels + first)
+    if sizes.rank == 0:
+        prefetch(dt, (row + ahead) * channels + first)
+        step = step + read(dt, row * channels + first)
+    return step
 
 
 @jitable
@@ -316,7 +328,8 @@ def _write_outputs(sizes, arrays, place, outputs):
             if direction == sizes.directions - 1:
                 gated, _ = silu(read(arrays.gate, shared * sizes.gate_row + first))
                 output = output * gated
-        write(y, here, output)
+        # before a gate, the second direction reads again what the first has written
+        write_output(y, here, output, sizes.streams and not sizes.has_gate)
 
 
 def _backward(job):
@@ -374,15 +387,17 @@ def _backward(job):
 def _read_steps_and_gradients(sizes, arrays, place, inputs):
     (direction, sample, first, start, count), channels = place, sizes.channels
     signals, steps, slopes, outputs, d_outputs = inputs
-    x, dt, gate, dy = arrays.x, arrays.dt, arrays.gate, arrays.dy
-    bias, skip = read(arrays.dt_bias, direction * channels + first), read(arrays.D, direction * channels + first)
+    x, gate, dy = arrays.x, arrays.gate, arrays.dy
+    skip = read(arrays.D, direction * channels + first)
     ahead = SPAN if direction == 1 else -SPAN  # the spans are taken from the end of the scan
     for j in range(count):
         row, shared = _rows(sizes, direction, sample, start + j)
         here = row * channels + first
-        for array in (x, dt, arrays.dx, arrays.d_dt):
-            prefetch(array, here + ahead * channels)
-        signal, step, slope = read(x, here), read(dt, here) + bias, fill(x, 1.0)
+        prefetch(x, here + ahead * channels)
+        if not sizes.streams:
+            for array in (arrays.dx, arrays.d_dt):
+                prefetch(array, here + ahead * channels)
+        signal, step, slope = read(x, here), _step(sizes, arrays, direction, first, row, ahead), fill(x, 1.0)
         if sizes.dt_softplus:
             step, slope = softplus(step)
         if sizes.has_gate:
@@ -484,7 +499,7 @@ def _walk_back(sizes, arrays, place, rates, inputs, walked, d_states, d_rates):
             dB[part + s] = d_b
             dC[part + s] = d_c
         d_step = (d_step * LOG_2 + d_drive * signal) * read(slopes, j * LANES)
-        write(dx, here, d_drive * step + skip * d_output)
-        write(d_dt, here, d_step)
+        write_output(dx, here, d_drive * step + skip * d_output, sizes.streams)
+        write_output(d_dt, here, d_step, sizes.streams)
         d_bias, d_skip = d_bias + d_step, d_skip + d_output * signal
     return d_bias, d_skip

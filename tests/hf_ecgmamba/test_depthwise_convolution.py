@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from hf_ecgmamba import depthwise_convolution
 from hf_ecgmamba.depthwise_convolution import CHUNK, convolve_both_ways, convolve_both_ways_by_shifts
 from hf_ecgmamba.numba_vectors import HAS_NUMBA
 
@@ -79,6 +80,15 @@ def test_the_number_of_threads_changes_no_bit():
         torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(result, first) for result, first in zip(other, results[0], strict=True))
+
+
+@pytest.mark.skipif(not HAS_NUMBA, reason="numba is not installed")
+def test_large_outputs_that_go_past_the_caches_are_the_same(monkeypatch):
+    inputs, mask = make_inputs(2, 300, 70, 4, masked=True)
+    written = run(convolve_both_ways, inputs, mask, torch.float32)
+    monkeypatch.setattr(depthwise_convolution, "shall_stream", lambda output: True)
+    streamed = run(convolve_both_ways, inputs, mask, torch.float32)
+    assert all(torch.equal(*pair) for pair in zip(written, streamed, strict=True))
 
 
 @every_way

@@ -249,6 +249,19 @@ def test_the_number_of_threads_changes_no_bit():
 
 
 @needs_numba
+@pytest.mark.parametrize("gated", [False, True])
+def test_large_outputs_that_go_past_the_caches_are_the_same(monkeypatch, gated):
+    inputs, results = make_inputs(time=150, channels=70), []
+    gate = torch.randn(2, 150, 70, generator=torch.Generator().manual_seed(3)) if gated else None
+    for streams in (False, True):
+        monkeypatch.setattr(selective_scan_numba, "shall_stream", lambda output, streams=streams: streams)
+        leaves = {name: tensor.float().requires_grad_() for name, tensor in inputs.items()}
+        y = selective_scan(**leaves, dt_softplus=True, gate=gate, backend="numba")
+        results.append((y, *torch.autograd.grad(y.sin().sum(), list(leaves.values()))))
+    assert all(torch.equal(written, streamed) for written, streamed in zip(*results, strict=True))
+
+
+@needs_numba
 def test_concurrent_callers_do_not_disturb_each_other():
     many = [make_inputs(time=300, channels=70, seed=seed) for seed in range(4)]
     expected = [run(inputs, "numba", dtype=torch.float32) for inputs in many]
