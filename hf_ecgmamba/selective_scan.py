@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from .numba_vectors import kernel_dtype
 from .selective_scan_mamba_ssm import selective_scan_mamba_ssm, why_not_mamba_ssm
-from .selective_scan_numba import project_steps, selective_scan_numba, why_not_numba
+from .selective_scan_numba import selective_scan_numba, why_not_numba
 from .selective_scan_triton import selective_scan_triton, why_not_triton
 
 logger = logging.get_logger(__name__)
@@ -75,7 +75,8 @@ def selective_scan(
     backend = _choose_backend(x, A, backend)
     if backend == "numba":  # projects and gates within its kernels
         return selective_scan_numba(x, dt, A, B, C, D, dt_weight, dt_bias, dt_softplus, gate, mask)
-    dt = dt if dt_weight is None else project_steps(dt, dt_weight)
+    if dt_weight is not None:
+        dt = torch.bmm(dt.flatten(1, 2), dt_weight.to(dt.dtype)).unflatten(1, x.shape[1:3])
     y = _BACKENDS[backend][0](x, dt, A, B, C, D, dt_bias, dt_softplus, mask)
     return y if gate is None else y.sum(0) * F.silu(gate.to(y.dtype))
 

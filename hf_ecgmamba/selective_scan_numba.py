@@ -66,11 +66,6 @@ def selective_scan_numba(
     return _scan(*tensors, dt_softplus, mask, learns)[0].to(x.dtype)
 
 
-def project_steps(dt, dt_weight):
-    """dt [directions, batch, time, rank] @ dt_weight [directions, rank, channels]"""
-    return torch.bmm(dt.flatten(1, 2), dt_weight.to(dt.dtype)).unflatten(1, dt.shape[1:3])
-
-
 # custom operators: torch.compile takes them as they are and looks no further
 
 
