@@ -32,7 +32,7 @@ from .numba_vectors import (
 )
 
 # steps in one task
-CHUNK = 128
+CHUNK = 64
 
 
 def convolve_both_ways(x, weight, bias, mask=None):
