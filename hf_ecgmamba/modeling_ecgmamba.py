@@ -131,14 +131,6 @@ class BiSSM(nn.Module):
         return self.out_proj(y)
 
 
-def convolve_tokens(convolution, hidden_states):
-    """A padded Conv1d over [batch, tokens, channels]. Of images of height 1 torch takes the channels last, as they lie
-    in memory here; Conv1d itself would move them first."""
-    padding = (0, convolution.padding[0])
-    images, weight = hidden_states.transpose(1, 2).unsqueeze(2), convolution.weight.unsqueeze(2)
-    return F.conv2d(images, weight, convolution.bias, padding=padding).squeeze(2).transpose(1, 2)
-
-
 class FeedForward(nn.Module):
     """Two convolutions along the tokens with GELU between, over [batch, tokens, hidden_size]."""
 
@@ -149,8 +141,9 @@ class FeedForward(nn.Module):
         self.contract = nn.Conv1d(config.intermediate_size, config.hidden_size, kernel, padding=kernel // 2)
 
     def forward(self, hidden_states, mask=None):
-        hidden_states = convolve_tokens(self.expand, mask_padding(hidden_states, mask))
-        return convolve_tokens(self.contract, mask_padding(F.gelu(hidden_states), mask))
+        hidden_states = self.expand(mask_padding(hidden_states, mask).transpose(1, 2)).transpose(1, 2)
+        hidden_states = mask_padding(F.gelu(hidden_states), mask)
+        return self.contract(hidden_states.transpose(1, 2)).transpose(1, 2)
 
 
 class EcgMambaBlock(GradientCheckpointingLayer):

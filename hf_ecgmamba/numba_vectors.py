@@ -59,8 +59,8 @@ def stream(array, index, vector):
 
 
 def prefetch(array, index):
-    """Asks for array[index : index + LANES], so that it is near when it is read or written. The index may lie beyond
-    the array's ends."""
+    """Asks for array[index : index + LANES], so that it is in the second-level cache when it is read or written. The
+    index may lie beyond the array's ends."""
 
 
 def fill(array, number):
@@ -403,7 +403,7 @@ def _register():
             start = builder.bitcast(as_vector(context, builder, signature.args, arguments), byte)
             for offset in range(0, LANES * array.dtype.bitwidth // 8, 64):
                 line = builder.gep(start, [ir.Constant(flag, offset)])
-                builder.call(function, [line, ir.Constant(flag, 0), ir.Constant(flag, 3), ir.Constant(flag, 1)])
+                builder.call(function, [line, ir.Constant(flag, 0), ir.Constant(flag, 2), ir.Constant(flag, 1)])
             return context.get_dummy_value()
 
         return types.void(array, index), generate

@@ -40,6 +40,8 @@ from .numba_vectors import (
 LOG_2 = math.log(2)
 # steps between the states that the forward pass keeps for the backward pass
 SPAN = 32
+# how many steps before they are read rows are asked for
+AHEAD = 2 * SPAN
 # vectors of channels in one task of the backward pass: their gradients of B and C are added up before they are written
 VECTORS = 4
 # and at the most in one of the forward pass, which holds their states in the nearest cache
@@ -261,7 +263,7 @@ def _read_steps(sizes, arrays, place, steps, drives, outputs):
     (direction, sample, first, start, count), channels = place, sizes.channels
     x, y, gate = arrays.x, arrays.y, arrays.gate
     skip = read(arrays.D, direction * channels + first)
-    ahead = SPAN if direction == 0 else -SPAN
+    ahead = AHEAD if direction == 0 else -AHEAD
     for j in range(count):
         row, shared = _rows(sizes, direction, sample, start + j)
         here = row * channels + first
@@ -384,7 +386,7 @@ def _read_steps_and_gradients(sizes, arrays, place, inputs):
     signals, steps, slopes, outputs, d_outputs = inputs
     x, gate, dy = arrays.x, arrays.gate, arrays.dy
     skip = read(arrays.D, direction * channels + first)
-    ahead = SPAN if direction == 1 else -SPAN  # the spans are taken from the end of the scan
+    ahead = AHEAD if direction == 1 else -AHEAD  # the spans are taken from the end of the scan
     for j in range(count):
         row, shared = _rows(sizes, direction, sample, start + j)
         here = row * channels + first
