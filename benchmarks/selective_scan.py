@@ -9,16 +9,18 @@ TransformerEncoderLayer (4 heads, feed-forward 1024) by scaled_dot_product_atten
 in evaluation mode, where torch takes a fast path that does not use it. "BiSSM layer's projections alone" is what would
 be left of that layer if its convolution and scan took no time.
 
-On a CPU every cell is a process of its own, forked before torch has started a thread: time is the best of two seconds
-of runs after a warm-up (longer runs are taken once), memory the peak of resident memory above what was there before
-the run. Freed memory stays with the process (glibc's mallopt), as in a program that has run for a while: else every
-large tensor's first touch is charged to the kernel's zeroing of pages. A cell that passes `--limit` seconds or would
-need more than `--memory` GiB is stopped, says so, and longer ones are not tried. Prints a Markdown table, and below it
-the ratios that the project promises.
+Time is that of a run in the best of blocks of at least a tenth of a second, over two seconds, after a warm-up (longer
+runs are taken once): single short runs would slip through where others disturb the long ones. On a CPU every cell is a
+process of its own, forked before torch has started a thread, and memory is the peak of resident memory above what was
+there before the run. Freed memory stays with the process (glibc's mallopt), as in a program that has run for a while:
+else every large tensor's first touch is charged to the kernel's zeroing of pages. A cell that passes `--limit` seconds
+or would need more than `--memory` GiB is stopped, says so, and longer ones are not tried. Prints a Markdown table, and
+below it the ratios that the project promises.
 """
 
 import argparse
 import ctypes
+import math
 import multiprocessing
 import os
 import platform
@@ -43,6 +45,7 @@ MIXERS, LAYER, BLOCK, TRANSFORMER = "two MambaMixers", "BiSSM layer", "ECGMamba 
 PROJECTIONS = "BiSSM layer's projections alone"
 AS_IT_COMES, SCAN = "transformer layer, as it comes", "scan: numba"
 FORWARD, BACKWARD = "forward", "forward + backward"
+BLOCK_SECONDS, LEAST_SECONDS = 0.1, 2
 
 
 class TwoMixers(nn.Module):
@@ -111,14 +114,16 @@ def step(compute, leaves, mode):
     return torch.autograd.grad(y, leaves, torch.ones_like(y), allow_unused=True)
 
 
-def timed(compute, leaves, mode, device):
+def timed(compute, leaves, mode, device, runs=1):
+    """Seconds of a run, the mean of as many."""
     if device == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
-    step(compute, leaves, mode)
+    for _ in range(runs):
+        step(compute, leaves, mode)
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / runs
 
 
 def peak_memory(device, process="self"):
@@ -145,11 +150,11 @@ def measure(contender, mode, length, batch, device, report):
         compute, leaves = build(contender, batch, length, device)
         before = reset_peak_memory(device)
         report(before)
-        times = [timed(compute, leaves, mode, device)]
-        peak = peak_memory(device) - before
-        while sum(times) < 2:
-            times.append(timed(compute, leaves, mode, device))
-        report((min(times), peak))
+        first = best = timed(compute, leaves, mode, device)
+        peak, start, runs = peak_memory(device) - before, time.perf_counter(), math.ceil(BLOCK_SECONDS / first)
+        while first < LEAST_SECONDS and time.perf_counter() - start < LEAST_SECONDS:
+            best = min(best, timed(compute, leaves, mode, device, runs))
+        report((best, peak))
     except (RuntimeError, MemoryError) as error:  # torch tells of memory that cannot be had by a plain RuntimeError
         if "memory" not in str(error).lower():
             raise
