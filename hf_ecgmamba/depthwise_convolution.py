@@ -93,7 +93,7 @@ def _convolve_backward(
     """Gradients of x, weight and bias."""
     inputs = _Inputs(x, weight, bias, mask)
     (batch, time, channels), taps = x.shape, weight.shape[-1]
-    dy = pad_channels(dy, inputs.channels).contiguous()
+    dy = pad_channels(dy).contiguous()
     dx = x.new_empty(batch, time, inputs.channels)
     # of each task, summed below in a fixed order; the bias comes last
     d_taps = x.new_empty(inputs.num_tasks, 2, taps + 1, inputs.channels)
@@ -123,11 +123,10 @@ class _Inputs:
     it is, for it may be a slice of a wider tensor."""
 
     def __init__(self, x, weight, bias, mask):
-        self.channels = -(-x.shape[-1] // LANES) * LANES
-        x = as_rows(pad_channels(x, self.channels))
-        weight, bias = (pad_channels(tensor, self.channels).contiguous() for tensor in (weight.transpose(1, 2), bias))
+        x = as_rows(pad_channels(x))
+        weight, bias = (pad_channels(tensor).contiguous() for tensor in (weight.transpose(1, 2), bias))
         mask = None if mask is None else mask.to(x.dtype).contiguous()
-        batch, time, _ = x.shape
+        batch, time, self.channels = x.shape
         self.num_tasks = batch * -(-time // CHUNK)
         self.sizes = batch, time, self.channels, x.stride(-2), weight.shape[1], mask is not None
         self.tensors = {"x": x, "weight": weight, "bias": bias, "mask": mask}

@@ -153,9 +153,9 @@ def kernel_dtype(tensor):
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def pad_channels(tensor, channels):
-    """A tensor with zeros behind its last dimension, up to that many channels: itself, where it has them."""
-    missing = channels - tensor.shape[-1]
+def pad_channels(tensor):
+    """A tensor with zeros that fill up the last vector of channels: itself, where the vectors are whole."""
+    missing = -tensor.shape[-1] % LANES
     return F.pad(tensor, (0, missing)) if missing else tensor
 
 

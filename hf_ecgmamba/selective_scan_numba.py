@@ -128,7 +128,7 @@ def _scan_backward(
     dA = x.new_empty(directions, batch, d_state, channels)
     dD, d_bias = x.new_empty(2, directions, batch, channels)
     dB, dC = x.new_empty(2, -(-channels // (LANES * VECTORS)), directions, batch, time, d_state)
-    dy = pad_channels(dy, channels).contiguous()
+    dy = pad_channels(dy).contiguous()
     outputs = {"dx": dx, "d_dt": d_dt, "dA": dA, "dB": dB, "dC": dC, "dD": dD, "d_bias": d_bias, "d_gate": d_gate}
     inputs.run(_backward, _BackwardArrays, VECTORS, shall_stream(dx), saved=saved, dy=dy, **outputs)
     dA, dD, d_bias = (gradient.sum(1) for gradient in (dA, dD, d_bias))
@@ -187,13 +187,12 @@ class _Inputs:
             dense["dt"] = dt
         else:
             dense["dt_weight"], dt, rank = dt_weight, as_rows(dt), dt.shape[-1]
-        self.channels = -(-x.shape[-1] // LANES) * LANES
-        dense = {name: pad_channels(tensor, self.channels).contiguous() for name, tensor in dense.items()}
-        gate = None if gate is None else pad_channels(gate, self.channels)
+        dense = {name: pad_channels(tensor).contiguous() for name, tensor in dense.items()}
+        gate = None if gate is None else pad_channels(gate)
         B, C, gate = (None if tensor is None else as_rows(tensor) for tensor in (B, C, gate))
         mask = None if mask is None else mask.to(x.dtype).contiguous()
         self.tensors = {"dt": dt, "dt_weight": None} | dense | {"B": B, "C": C, "gate": gate, "mask": mask}
-        directions, self.batch, time, _ = x.shape
+        directions, self.batch, time, self.channels = dense["x"].shape
         rows = [rank, *(0 if tensor is None else tensor.stride(-2) for tensor in (dt, B, C, gate))]
         flags = [dt_softplus, gate is not None, mask is not None]
         self.sizes = [directions, self.batch, time, self.channels, A.shape[2], *rows, *flags]
@@ -220,7 +219,7 @@ _BackwardArrays = namedtuple("_BackwardArrays", f"{_INPUTS} saved dy dx d_dt dA 
 def _forward(job):
     sizes, arrays = unpack(job, _Sizes, _ForwardArrays)
     batch, time, channels, d_state = sizes.batch, sizes.time, sizes.channels, sizes.d_state
-    x, A, saved = arrays.x, arrays.A, arrays.saved
+    x, saved = arrays.x, arrays.saved
     per_vector, per_task = d_state * LANES, sizes.vectors * LANES
     states, rates = scratch(x, sizes.vectors * per_vector), scratch(x, sizes.vectors * per_vector)
     steps, drives, outputs = scratch(x, SPAN * LANES), scratch(x, SPAN * LANES), scratch(x, SPAN * LANES)
@@ -231,11 +230,7 @@ def _forward(job):
         firsts = range(group * per_task, min((group + 1) * per_task, channels), LANES)
         for direction in range(sizes.directions):
             for first in firsts:
-                own = (first - firsts.start) * d_state
-                for s in range(d_state):
-                    rate = read(A, (direction * d_state + s) * channels + first)
-                    write(rates, own + s * LANES, rate * LOG2_E)
-                    write(states, own + s * LANES, fill(x, 0.0))
+                _begin(sizes, arrays, direction, first, (first - firsts.start) * d_state, rates, states)
             for span in range(spans):
                 for first in firsts:
                     own = (first - firsts.start) * d_state
@@ -249,6 +244,15 @@ def _forward(job):
                     _walk(sizes, arrays, place, own_rates, own_states, steps, drives, outputs)
                     _write_outputs(sizes, arrays, place, outputs)
         task = next_task(job)
+
+
+@jitable
+def _begin(sizes, arrays, direction, first, own, rates, states):
+    """Puts at `own` the rates of a vector of channels, as exponents of two; zeros for its states or their gradients."""
+    for s in range(sizes.d_state):
+        rate = read(arrays.A, (direction * sizes.d_state + s) * sizes.channels + first)
+        write(rates, own + s * LANES, rate * LOG2_E)
+        write(states, own + s * LANES, fill(arrays.A, 0.0))
 
 
 @jitable
@@ -332,7 +336,7 @@ def _write_outputs(sizes, arrays, place, outputs):
 def _backward(job):
     sizes, arrays = unpack(job, _Sizes, _BackwardArrays)
     batch, time, channels, d_state = sizes.batch, sizes.time, sizes.channels, sizes.d_state
-    x, A, saved, dA = arrays.x, arrays.A, arrays.saved, arrays.dA
+    x, saved, dA = arrays.x, arrays.saved, arrays.dA
     per_vector, per_task = d_state * LANES, sizes.vectors * LANES
     states, d_rates = scratch(x, per_vector), scratch(x, per_vector)
     rates, d_states = scratch(x, sizes.vectors * per_vector), scratch(x, sizes.vectors * per_vector)
@@ -348,11 +352,8 @@ def _backward(job):
         for direction in range(sizes.directions):
             plane = direction * batch + sample
             for first in firsts:
-                own = (first - firsts.start) * d_state
+                _begin(sizes, arrays, direction, first, (first - firsts.start) * d_state, rates, d_states)
                 for s in range(d_state):
-                    rate = read(A, (direction * d_state + s) * channels + first)
-                    write(rates, own + s * LANES, rate * LOG2_E)
-                    write(d_states, own + s * LANES, fill(x, 0.0))
                     write(dA, (plane * d_state + s) * channels + first, fill(x, 0.0))
                 write(arrays.d_bias, plane * channels + first, fill(x, 0.0))
                 write(arrays.dD, plane * channels + first, fill(x, 0.0))
