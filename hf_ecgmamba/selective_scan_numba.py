@@ -248,7 +248,7 @@ def _forward(job):
 
 @jitable
 def _begin(sizes, arrays, direction, first, own, rates, states):
-    """Puts at `own` the rates of a vector of channels, as exponents of two; zeros for its states or their gradients."""
+    """Puts at `own` the rates of a vector of channels, as exponents of two; zeros for states or their gradients."""
     for s in range(sizes.d_state):
         rate = read(arrays.A, (direction * sizes.d_state + s) * sizes.channels + first)
         write(rates, own + s * LANES, rate * LOG2_E)
