@@ -36,8 +36,10 @@ from hf_mse_adapter.modeling_mse_adapter import MseForConditionalGeneration
 from hf_mse_adapter.processing_mse_adapter import MseProcessor
 from training import run_msa
 from training.data.msa_batches import MsaSamples
+from training.data.msa_splits import load_splits
 from training.data.simulated_msa import CLASSES
 from training.data.tiny_language_model import build_tiny_language_model
+from training.msa_trainer import metrics_of
 from training.recipe import parse_recipe
 from training.reports import markdown_table
 
@@ -127,11 +129,11 @@ def answer(model, processor, samples, method):
 def measure(name, head, options, folder):
     """The task, and {method: {split: [metrics of each seed]}} of the adapters trained with this head."""
     path, (data, _, network, _) = write_recipe(name, head, options, folder)
-    splits = run_msa.load_splits(data)
+    splits = load_splits(data)
     if network.backbone != run_msa.TINY and not Path(network.backbone, "config.json").is_file():
         teach(data, network, splits["train"])
     run_msa.main([str(path)])
-    compute_metrics = run_msa.metrics_of(data)
+    compute_metrics = metrics_of(data)
     samples = {split: MsaSamples(splits[split], withhold=data.withhold) for split in ("valid", "test")}
     samples = {split: rows.__getitems__(range(len(rows))) for split, rows in samples.items()}
     methods = () if head == "alone" else methods_of(data.task)

@@ -12,7 +12,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import evaluate
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import Ridge
@@ -22,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from training import run_msa
 from training.data.msa_parquet import load_msa_parquet
+from training.metrics import load_metric
 from training.reports import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,7 +42,7 @@ def baselines(data_path):
         for alpha in (0.3, 1.0, 3.0)
     ]
     ridge = min(ridges, key=lambda ridge: np.abs(ridge.predict(texts["valid"]) - labels["valid"]).mean())
-    metric = evaluate.load(str(run_msa.METRICS / "msa_regression"), "mosi", keep_in_memory=True)
+    metric = load_metric("msa_regression", "mosi")
     median = np.full(len(labels["test"]), np.median(labels["train"]))
     return {
         "TF-IDF ridge": metric.compute(predictions=ridge.predict(texts["test"]), references=labels["test"]),

@@ -116,6 +116,11 @@ def find_checkpoint(output_dir, made_with, resume):
     return checkpoint
 
 
+def read_finished(folder):
+    """Metrics by split and log of a training that came to its end in `folder`."""
+    return tuple(json.loads((folder / name).read_text(encoding="utf-8")) for name in (FINISHED, "history.json"))
+
+
 def holds_run(folder):
     """Whether a training has left something in `folder` that another must not be mixed with."""
     return (Path(folder) / FINISHED).is_file() or any(Path(folder).glob("checkpoint-*"))

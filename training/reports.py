@@ -1,13 +1,17 @@
-"""What a training leaves behind for its reader: json and csv files, tables, the picture of its curves.
+"""What a training leaves behind for its reader: json and csv files, tables, the card, the picture of its curves.
 
 Every file is written beside its place and renamed, so that a reader or a crash never sees half of one.
 """
 
+import csv
 import json
+import math
 import os
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
 
 
 @contextmanager
@@ -74,3 +78,65 @@ def plot_training_curves(log_histories, path, metric):
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150)
     pyplot.close(figure)
+
+
+def card_texts(folder, data, splits, epochs, metrics):
+    """What the model card says of this training."""
+    names = [name for name in next(iter(metrics.values())) if all(name in measured for measured in metrics.values())]
+    rows = [[split, *(measured[name] for name in names)] for split, measured in metrics.items()]
+    return {
+        "model_name": f"{folder.parent.name}, {folder.name}",
+        "training_description": f"On {len(splits['train'])} samples (data set: {data.dataset}), for {epochs:g} "
+        "epochs, by `training/run_msa.py`; its arguments are in `made_with.json`.",
+        "evaluation_description": markdown_table(["split", *names], rows),
+    }
+
+
+def finite_or_none(value):
+    """A diverged loss is no number that JSON knows."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_predictions(path, dataset, answers, data):
+    """One row per sample: id, text, label, prediction, and its spread or the classes' probabilities."""
+    if data.task == "regression":
+        header = ["prediction", "spread"]
+        rows = [["" if math.isnan(value) else value, spread] for value, spread in answers.tolist()]
+    else:
+        header = ["prediction", *(f"probability {label}" for label in data.labels)]
+        rows = [
+            ["" if index < 0 else data.labels[int(index)], *probabilities]
+            for index, *probabilities in answers.tolist()
+        ]
+    columns = [dataset[name][:] for name in ("id", "text", "label")]
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "text", "label", *header])
+        writer.writerows([*sample, *row] for *sample, row in zip(*columns, rows, strict=True))
+
+
+def write_results(runs, output_dir, data):
+    """results.json, results.md with mean and deviation over the seeds, and the training curves."""
+    tables = []
+    for split in next(iter(runs.values()))[0]:
+        measured = {seed: metrics[split] for seed, (metrics, _) in runs.items()}
+        # a metric that one seed leaves undefined has no mean
+        names = [name for name in next(iter(measured.values())) if all(name in run for run in measured.values())]
+        rows = [[seed, *(run[name] for name in names)] for seed, run in measured.items()]
+        values = np.array([row[1:] for row in rows], dtype=float)
+        rows.append(["mean", *values.mean(axis=0).tolist()])
+        if len(rows) > 2:
+            rows.append(["deviation", *values.std(axis=0, ddof=1).tolist()])
+        tables.append(f"{split}\n\n{markdown_table(['seed', *names], rows)}")
+    report = "\n\n".join(tables)
+    models = [f"seed_{seed}" for seed in runs]
+    print(report)
+    with atomic_path(output_dir / "results.md") as temporary:
+        temporary.write_text(report + "\n", encoding="utf-8")
+    write_json(output_dir / "results.json", {seed: metrics for seed, (metrics, _) in runs.items()})
+    plot_training_curves(
+        {f"seed {seed}": history for seed, (_, history) in runs.items()},
+        output_dir / "training_curves.png",
+        metric="mae_of_all" if data.task == "regression" else "weighted_f1",
+    )
+    print(f"\nin {output_dir}: results.md, results.json, training_curves.png; a model by seed: {', '.join(models)}")

@@ -13,11 +13,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import evaluate
-import torch
 from scipy.special import expit
-from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
-from transformers.trainer_utils import SaveStrategy
+from transformers import set_seed
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -28,15 +25,7 @@ from hf_ecgmamba import (
     save_for_hub,
 )
 from hf_ecgmamba.feature_extraction_ecgmamba import SHORTEST_SECONDS
-from training.checkpoints import (
-    FINISHED,
-    EpochSampler,
-    SetEpoch,
-    describe_run,
-    find_checkpoint,
-    record_run,
-    train_from,
-)
+from training.checkpoints import FINISHED, describe_run, find_checkpoint, record_run, train_from
 from training.data.cpsc2018 import load_cpsc2018
 from training.data.ecg_augmentation import EcgAugmentation
 from training.data.ecg_crops import EvaluationCrops, TrainingCrops, collate_crops
@@ -44,10 +33,12 @@ from training.data.ecg_records import load_splits
 from training.data.ptbxl import load_ptbxl
 from training.data.record_folder import load_record_folder
 from training.data.simulated_ecg import load_simulated_ecg
-from training.launch import honor_num_processes, runs_on_cpu
+from training.launch import honor_num_processes
+from training.metrics import load_metric
 from training.metrics.multilabel_ecg.multilabel_ecg import tune_thresholds
 from training.recipe import parse_recipe
 from training.reports import plot_training_curves, write_json
+from training.trainer import EpochTrainer, RecipeArguments
 
 
 @dataclass
@@ -115,32 +106,17 @@ class ModelArguments:
 
 
 @dataclass
-class EcgTrainingArguments(TrainingArguments):
-    """TrainingArguments with defaults for this task: the best checkpoint by validation macro ROC-AUC is kept."""
+class EcgTrainingArguments(RecipeArguments):
+    """RecipeArguments with defaults for this task: the best checkpoint by validation macro ROC-AUC is kept."""
 
     output_dir: str | None = "runs/ecg"
-    eval_strategy: str = "epoch"
-    save_strategy: SaveStrategy | str = "epoch"
     save_total_limit: int | None = 2
-    load_best_model_at_end: bool = True
     metric_for_best_model: str | None = "macro_auc"
     greater_is_better: bool | None = True
-    early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "Evaluations without a better metric_for_best_model before training ends."}
-    )
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={"nargs": "?", "const": "last", "help": "A checkpoint, or no value: the last one in output_dir."},
     )
-    restore_callback_states_from_checkpoint: bool = True
-    remove_unused_columns: bool | None = False
-    dataloader_pin_memory: bool = torch.cuda.is_available()
-    lr_scheduler_type: str = "cosine"
-
-    def __post_init__(self):
-        # without it, the processes of a machine without accelerator would not find each other
-        self.use_cpu = self.use_cpu or runs_on_cpu()
-        super().__post_init__()
 
 
 ARGUMENTS = (DataArguments, EcgAugmentation, ModelArguments, EcgTrainingArguments)
@@ -245,23 +221,11 @@ def load_pretrained(name_or_path, config):
     return model
 
 
-class EcgTrainer(Trainer):
-    """Trainer whose training records carry their epoch; see [`EpochSampler`] why."""
-
-    def _get_train_sampler(self, train_dataset=None):
-        step_size = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        num_records = len(train_dataset or self.train_dataset)
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        sampler = EpochSampler(num_records, seed, step_size)
-        self.add_callback(SetEpoch(sampler))
-        return sampler
-
-
 def build_trainer(model, feature_extractor, splits, data, augmentation, training):
     config = model.config
     crop_seconds = config.window_seconds if data.crop_seconds is None else data.crop_seconds
     validation = EvaluationCrops(splits["validation"], feature_extractor)
-    metric = load_metric()
+    metric = load_metric("multilabel_ecg")
     label_names = [config.id2label[index] for index in range(config.num_labels)]
 
     def compute_metrics(prediction):
@@ -269,10 +233,7 @@ def build_trainer(model, feature_extractor, splits, data, augmentation, training
         metrics = metric.compute(predictions=probabilities, references=validation.labels(), labels=label_names)
         return {name: value for name, value in metrics.items() if isinstance(value, float)}
 
-    callbacks = []
-    if training.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
-    return EcgTrainer(
+    return EpochTrainer(
         model=model,
         args=training,
         data_collator=collate_crops,
@@ -280,20 +241,14 @@ def build_trainer(model, feature_extractor, splits, data, augmentation, training
         eval_dataset=validation,
         processing_class=feature_extractor,
         compute_metrics=compute_metrics,
-        callbacks=callbacks,
     )
-
-
-def load_metric():
-    # kept in memory: the processes of one training would lock each other's cache files
-    return evaluate.load(str(Path(__file__).resolve().parent / "metrics" / "multilabel_ecg"), keep_in_memory=True)
 
 
 def final_evaluation(trainer, feature_extractor, splits, crop_pooling):
     """Tunes the thresholds on validation, stores them in the model's config, and measures every split held out."""
     config = trainer.model.config
     label_names = [config.id2label[index] for index in range(config.num_labels)]
-    metric = load_metric()
+    metric = load_metric("multilabel_ecg")
     trainer.compute_metrics = None
     report = {}
     for split in ("validation", "test"):

@@ -10,27 +10,12 @@ would be another is refused.
 """
 
 import copy
-import csv
-import json
-import logging
-import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import evaluate
-import numpy as np
 import torch
-import torch.nn.functional as F
-from transformers import (
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    EarlyStoppingCallback,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
-from transformers.trainer_utils import SaveStrategy
+from transformers import AutoTokenizer, BitsAndBytesConfig, set_seed
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -40,31 +25,17 @@ from hf_mse_adapter.configuration_mse_adapter import MseConfig
 from hf_mse_adapter.modeling_mse_adapter import MseForConditionalGeneration
 from hf_mse_adapter.processing_mse_adapter import PROMPT_TEMPLATES, MseProcessor
 from hf_mse_adapter.publishing_mse_adapter import save_for_hub
-from training.checkpoints import (
-    FINISHED,
-    EpochSampler,
-    SetEpoch,
-    describe_run,
-    find_checkpoint,
-    record_run,
-    train_from,
-)
+from training.checkpoints import FINISHED, describe_run, find_checkpoint, read_finished, record_run, train_from
 from training.data.msa_augmentation import FeatureAugmentation
 from training.data.msa_batches import MsaSamples
-from training.data.msa_functionals import with_window_functionals
-from training.data.msa_parquet import load_msa_parquet
-from training.data.msa_pickles import load_mmsa_pickle, load_mse_adapter_pickle
-from training.data.msa_samples import MODALITIES, SPLIT_NAMES, count_replaced
-from training.data.ravdess import load_ravdess_features
-from training.data.simulated_msa import load_simulated_msa
+from training.data.msa_splits import LOADERS, load_splits, report_splits
 from training.data.tiny_language_model import build_tiny_language_model
-from training.launch import honor_num_processes, runs_on_cpu
+from training.launch import honor_num_processes
+from training.msa_trainer import MseTrainer, metrics_of
 from training.recipe import parse_recipe
-from training.reports import atomic_path, markdown_table, plot_training_curves, write_json
+from training.reports import card_texts, finite_or_none, write_json, write_predictions, write_results
+from training.trainer import RecipeArguments
 
-logger = logging.getLogger(__name__)
-
-METRICS = Path(__file__).resolve().parent / "metrics"
 TINY = "tiny"
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
@@ -178,16 +149,14 @@ class ModelArguments:
 
 
 @dataclass
-class MsaTrainingArguments(TrainingArguments):
-    """TrainingArguments with the paper's procedure as defaults."""
+class MsaTrainingArguments(RecipeArguments):
+    """RecipeArguments with the paper's procedure as defaults."""
 
     output_dir: str | None = "runs/msa"
     seeds: list[int] = field(
         default_factory=lambda: [1111, 2222, 3333, 4444, 5555], metadata={"help": "One training each."}
     )
-    early_stopping_patience: int | None = field(
-        default=8, metadata={"help": "Evaluations without a better score before training ends; 0 or null: never."}
-    )
+    early_stopping_patience: int | None = 8
     head_label_smoothing: float = field(
         default=0.0, metadata={"help": "For a classifying head that is alone, in training."}
     )
@@ -195,37 +164,19 @@ class MsaTrainingArguments(TrainingArguments):
         default=True, metadata={"help": "Batches of clips of like cost, see MsaSamples.costs."}
     )
     learning_rate: float = 5e-5
-    lr_scheduler_type: str = "cosine"
     warmup_steps: float = 0.1
     num_train_epochs: float = 30.0
     per_device_train_batch_size: int = 8
     per_device_eval_batch_size: int = 32
-    eval_strategy: str = "epoch"
-    save_strategy: SaveStrategy | str = "epoch"
     logging_strategy: str = "epoch"
     save_total_limit: int | None = 1
-    load_best_model_at_end: bool = True
     resume_from_checkpoint: bool = field(
         default=False, metadata={"help": "Go on with what lies in output_dir: finished seeds are kept."}
     )
-    restore_callback_states_from_checkpoint: bool = True
-    remove_unused_columns: bool | None = False
     report_to: str = "none"
-    dataloader_pin_memory: bool = torch.cuda.is_available()
 
     def __post_init__(self):
-        # without it, the processes of a machine without accelerator would not find each other
-        self.use_cpu = self.use_cpu or runs_on_cpu()
         super().__post_init__()
-        if self.fp16 and self.use_cpu:
-            raise ValueError("fp16 is True, but there is no GPU; expected bf16 or neither")
-        if self.early_stopping_patience is not None and self.early_stopping_patience < 0:
-            raise ValueError(f"early_stopping_patience is {self.early_stopping_patience}; expected 0 or more")
-        if self.early_stopping_patience and self.eval_strategy == "no":
-            raise ValueError(
-                f"early_stopping_patience is {self.early_stopping_patience}, but eval_strategy is no; expected 0, or "
-                "evaluations"
-            )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds is {self.seeds}; expected one or more different numbers")
         if self.seed != type(self).__dataclass_fields__["seed"].default:
@@ -287,116 +238,6 @@ def check_answer_method(method, head, task):
         raise ValueError(
             f"answer_method is {method!r}; expected one of {', '.join(methods)} for task {task!r} with head {head!r}"
         )
-
-
-def load_splits(data):
-    """The data set by split; train and valid must be there, and every label known."""
-    splits = LOADERS[data.dataset](data)
-    for split in ("train", "valid"):
-        if split not in splits:
-            raise ValueError(f"{data.data_path} has no {split} split; training needs train and valid")
-    if data.audio_window:
-        hop = data.audio_hop or max(1, data.audio_window // 2)
-        splits = {
-            split: with_window_functionals(dataset, "audio", data.audio_window, hop)
-            for split, dataset in splits.items()
-        }
-    if data.task == "classification":
-        splits = with_named_classes(splits, data.labels)
-        data.labels = data.labels or sorted({str(label) for label in splits["train"]["label"]})
-    require_known_labels(splits, data)
-    require_equal_widths(splits)
-    return splits
-
-
-def require_known_labels(splits, data):
-    """Raise ValueError for a class without name, or a number outside the range."""
-    for split, dataset in splits.items():
-        if data.task == "classification":
-            unknown = {str(label) for label in dataset["label"]} - set(data.labels)
-            if unknown:
-                raise ValueError(f"the {split} split has the labels {sorted(unknown)}; expected {data.labels}")
-            continue
-        labels, (low, high) = np.asarray(dataset["label"][:]), data.label_range
-        # float32 labels may stand a rounding error outside
-        outside = np.flatnonzero((labels < low - 1e-6) | (labels > high + 1e-6))
-        if len(outside):
-            raise ValueError(
-                f"label_range is {data.label_range}, but {len(outside)} labels of the {split} split are outside, as "
-                f"{labels[outside[0]]:g} of sample {dataset[int(outside[0])]['id']}; expected all within"
-            )
-
-
-def require_equal_widths(splits):
-    """Raise ValueError where a modality has more features in one split than in another."""
-    for modality in MODALITIES:
-        widths = {
-            split: dataset.features[modality].shape[1]
-            for split, dataset in splits.items()
-            if np.any(dataset[f"{modality}_steps"][:])
-        }
-        if len(set(widths.values())) > 1:
-            raise ValueError(f"{modality} has {widths} features by split; expected equally many")
-
-
-def with_named_classes(splits, labels):
-    """The splits with class names for labels where their data set numbers its classes, as CHERMA's files do."""
-    numbers = set(map(str, range(len(labels or ()))))
-    found = {str(label) for dataset in splits.values() for label in dataset["label"]}
-    if not found <= numbers or found <= set(labels):
-        return splits
-    return {
-        split: dataset.remove_columns("label")
-        .add_column("label", [labels[int(label)] for label in dataset["label"]])
-        .with_format("numpy")
-        for split, dataset in splits.items()
-    }
-
-
-def load_mse_adapter_splits(data):
-    if "{split}" not in data.data_path:
-        raise ValueError(f"data_path is {data.data_path!r}; expected one with {{split}} for train, valid and test")
-    splits = {}
-    for split, names in SPLIT_NAMES.items():
-        paths = [Path(data.data_path.replace("{split}", name)) for name in names]
-        present = [path for path in paths if path.is_file()]
-        if present:
-            splits[split] = load_mse_adapter_pickle(present[0], data.task)
-        else:
-            logger.warning("there is no %s split: no file %s", split, " or ".join(map(str, paths)))
-    return splits
-
-
-LOADERS = {
-    "simulated": lambda data: load_simulated_msa(data.num_samples, data.task),
-    "mmsa": lambda data: load_mmsa_pickle(data.data_path),
-    "mse_adapter": load_mse_adapter_splits,
-    "parquet": lambda data: load_msa_parquet(data.data_path, data.task),
-    "ravdess_features": lambda data: load_ravdess_features(data.data_path),
-}
-
-
-def report_splits(splits):
-    """Print what was found: samples and the shapes of their features, what is missing, what had to be replaced."""
-    for split, dataset in splits.items():
-        found = [f"{len(dataset)} samples"]
-        for modality in MODALITIES:
-            steps = np.asarray(dataset[f"{modality}_steps"][:])
-            present = steps[steps > 0]
-            dim = dataset.features[modality].shape[1]
-            if not len(present):
-                found.append(f"no {modality}")
-                continue
-            lengths = f"{present.min()} to {present.max()}" if np.ptp(present) else present[0]
-            missing = f" (missing in {len(dataset) - len(present)})" if len(present) < len(dataset) else ""
-            found.append(f"{modality} [{lengths}, {dim}]{missing}")
-        print(f"{split}: {', '.join(found)}")
-        for modality, count in count_replaced(dataset).items():
-            if count["values"]:
-                print(
-                    f"{split}: replaced {count['values']} NaN or infinite values of {modality} "
-                    f"in {count['samples']} samples"
-                )
 
 
 def load_backbone(network, texts):
@@ -488,59 +329,6 @@ def prolong_memory(lstm, num_steps):
     lstm.bias_ih_l0[:size], lstm.bias_ih_l0[size : 2 * size] = -memory, memory
 
 
-class MseTrainer(Trainer):
-    """Trainer that answers where others compute logits, and whose training samples carry their epoch."""
-
-    def __init__(self, *args, held_out, answer_method, lengths, **kwargs):
-        super().__init__(*args, eval_dataset=held_out["valid"], **kwargs)
-        self.held_out, self.answer_method, self.lengths = held_out, answer_method, lengths
-        # label tokens are averaged over all processes and accumulated batches; a head that is alone counts samples,
-        # of which every batch has equally many
-        self.model_accepts_loss_kwargs = self.model.config.head != "alone"
-
-    def _get_train_sampler(self, train_dataset=None):
-        step_size = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        sampler = EpochSampler(len(self.train_dataset), seed, step_size, self.lengths)
-        self.add_callback(SetEpoch(sampler))
-        return sampler
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        smoothing = self.args.head_label_smoothing
-        if not smoothing:
-            if self.model.config.head == "beside":
-                # the head's loss is a mean over samples, whatever number of label tokens each of them has; all
-                # batches of a step, on every process, have equally many
-                batches = self.current_gradient_accumulation_steps
-                batches *= self.args.world_size if self.args.average_tokens_across_devices else 1
-                inputs = {**inputs, "num_samples_in_batch": len(inputs["input_ids"]) * batches}
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        outputs = model(**inputs)
-        loss = F.cross_entropy(outputs["head_output"], inputs["label_values"], label_smoothing=smoothing)
-        return (loss, outputs) if return_outputs else loss
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Loss, answers [batch, 2 or 1 + classes] and labels [batch].
-
-        An answer is value and spread, or class index and probabilities; a value that could not be read is NaN, an
-        index -1.
-        """
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad():
-            loss = model(**inputs)["loss"]
-            model = self.accelerator.unwrap_model(model)
-            predictions = model.predict(inputs, self.processing_class.answers, method=self.answer_method)
-        rows = [self._as_row(prediction) for prediction in predictions]
-        return loss, torch.tensor(rows, device=loss.device), inputs["label_values"]
-
-    def _as_row(self, prediction):
-        answers = self.processing_class.answers
-        if answers.task == "regression":
-            return [math.nan if prediction.value is None else prediction.value, prediction.spread or 0.0]
-        index = -1 if prediction.value is None else prediction.value
-        return [float(index), *(prediction.probabilities or [0.0] * len(answers.labels))]
-
-
 def build_trainer(model, processor, splits, data, augmentation, network, training):
     seen = {"num_context_utterances": data.num_context_utterances, "withhold": data.withhold}
     train = MsaSamples(
@@ -551,9 +339,6 @@ def build_trainer(model, processor, splits, data, augmentation, network, trainin
         swap_vision=data.swap_vision,
         seed=training.seed,
     )
-    callbacks = []
-    if training.early_stopping_patience:
-        callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
     return MseTrainer(
         model=model,
         args=training,
@@ -562,40 +347,9 @@ def build_trainer(model, processor, splits, data, augmentation, network, trainin
         held_out={split: MsaSamples(splits[split], **seen) for split in splits if split != "train"},
         processing_class=processor,
         compute_metrics=metrics_of(data),
-        callbacks=callbacks,
         answer_method=network.answer_method,
-        lengths=train.costs(processor, model) if training.group_by_length else None,
+        costs=train.costs(processor, model) if training.group_by_length else None,
     )
-
-
-def load_metric(data):
-    # kept in memory: the processes of one training would lock each other's cache files
-    if data.task == "classification":
-        return evaluate.load(str(METRICS / "erc_classification"), keep_in_memory=True)
-    return evaluate.load(str(METRICS / "msa_regression"), data.metric, keep_in_memory=True)
-
-
-def metrics_of(data):
-    """The function that turns the trainer's answers and labels into the field's metrics."""
-    metric = load_metric(data)
-
-    def compute_metrics(prediction):
-        answers, labels = prediction.predictions, prediction.label_ids
-        if data.task == "classification":
-            metrics = metric.compute(predictions=answers[:, 0].astype(int), references=labels, labels=data.labels)
-        else:
-            answered = ~np.isnan(answers[:, 0])
-            metrics = {}
-            if answered.any():
-                metrics = metric.compute(predictions=answers[answered, 0], references=labels[answered])
-            # what is not answered counts as the worst there is, or silence would win the selection
-            worst = data.label_range[1] - data.label_range[0]
-            errors = np.where(answered, np.abs(answers[:, 0] - labels), worst)
-            metrics["mae_of_all"] = float(errors.mean())
-            metrics["unparsable"] = int((~answered).sum())
-        return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-
-    return compute_metrics
 
 
 def train_seed(seed, folder, checkpoint, data, augmentation, network, training, splits, new_model, processor):
@@ -627,72 +381,6 @@ def train_seed(seed, folder, checkpoint, data, augmentation, network, training, 
         write_json(folder / FINISHED, metrics)
     trainer.accelerator.wait_for_everyone()
     return metrics, history
-
-
-def card_texts(folder, data, splits, epochs, metrics):
-    """What the model card says of this training."""
-    names = [name for name in next(iter(metrics.values())) if all(name in measured for measured in metrics.values())]
-    rows = [[split, *(measured[name] for name in names)] for split, measured in metrics.items()]
-    return {
-        "model_name": f"{folder.parent.name}, {folder.name}",
-        "training_description": f"On {len(splits['train'])} samples (data set: {data.dataset}), for {epochs:g} "
-        "epochs, by `training/run_msa.py`; its arguments are in `made_with.json`.",
-        "evaluation_description": markdown_table(["split", *names], rows),
-    }
-
-
-def finite_or_none(value):
-    """A diverged loss is no number that JSON knows."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def read_finished(folder):
-    return tuple(json.loads((folder / name).read_text(encoding="utf-8")) for name in (FINISHED, "history.json"))
-
-
-def write_predictions(path, dataset, answers, data):
-    """One row per sample: id, text, label, prediction, and its spread or the classes' probabilities."""
-    if data.task == "regression":
-        header = ["prediction", "spread"]
-        rows = [["" if math.isnan(value) else value, spread] for value, spread in answers.tolist()]
-    else:
-        header = ["prediction", *(f"probability {label}" for label in data.labels)]
-        rows = [
-            ["" if index < 0 else data.labels[int(index)], *probabilities]
-            for index, *probabilities in answers.tolist()
-        ]
-    columns = [dataset[name][:] for name in ("id", "text", "label")]
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "text", "label", *header])
-        writer.writerows([*sample, *row] for *sample, row in zip(*columns, rows, strict=True))
-
-
-def write_results(runs, output_dir, data):
-    """results.json, results.md with mean and deviation over the seeds, and the training curves."""
-    tables = []
-    for split in next(iter(runs.values()))[0]:
-        measured = {seed: metrics[split] for seed, (metrics, _) in runs.items()}
-        # a metric that one seed leaves undefined has no mean
-        names = [name for name in next(iter(measured.values())) if all(name in run for run in measured.values())]
-        rows = [[seed, *(run[name] for name in names)] for seed, run in measured.items()]
-        values = np.array([row[1:] for row in rows], dtype=float)
-        rows.append(["mean", *values.mean(axis=0).tolist()])
-        if len(rows) > 2:
-            rows.append(["deviation", *values.std(axis=0, ddof=1).tolist()])
-        tables.append(f"{split}\n\n{markdown_table(['seed', *names], rows)}")
-    report = "\n\n".join(tables)
-    models = [f"seed_{seed}" for seed in runs]
-    print(report)
-    with atomic_path(output_dir / "results.md") as temporary:
-        temporary.write_text(report + "\n", encoding="utf-8")
-    write_json(output_dir / "results.json", {seed: metrics for seed, (metrics, _) in runs.items()})
-    plot_training_curves(
-        {f"seed {seed}": history for seed, (_, history) in runs.items()},
-        output_dir / "training_curves.png",
-        metric="mae_of_all" if data.task == "regression" else "weighted_f1",
-    )
-    print(f"\nin {output_dir}: results.md, results.json, training_curves.png; a model by seed: {', '.join(models)}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import os
 import pickle
 import signal
@@ -11,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,15 +21,7 @@ from hf_mse_adapter import MseConfig, MseForConditionalGeneration, MseProcessor
 from training.data.simulated_msa import load_simulated_msa
 from training.data.tiny_language_model import build_tiny_language_model
 from training.recipe import parse_recipe
-from training.run_msa import (
-    ARGUMENTS,
-    DataArguments,
-    finite_or_none,
-    load_splits,
-    main,
-    metrics_of,
-    with_end_token,
-)
+from training.run_msa import ARGUMENTS, main, with_end_token
 
 SCRIPT = Path(__file__).resolve().parents[2] / "training" / "run_msa.py"
 RECIPES = SCRIPT.parent / "recipes"
@@ -407,21 +397,6 @@ def test_splits_of_unlike_width_are_refused_and_what_was_found_is_told(tmp_path,
     assert "valid: 1 samples, audio [2, 3], vision [1, 1]\n" in printed
 
 
-@pytest.mark.parametrize("dataset, labels", [("cherma", [6, 0]), ("meld", ["disgust", "neutral"])])
-def test_class_numbers_get_their_recipes_names(tmp_path, dataset, labels):
-    for split in ("train", "dev"):  # the field's other name of the validation split
-        entries = [{"features": {"text": "a", "audio": [[1.0]], "video": [[1.0]]}, "label": label} for label in labels]
-        (tmp_path / f"{split}.pkl").write_bytes(pickle.dumps(entries))
-    recipe = yaml.safe_load((RECIPES / f"msa_{dataset}_qwen.yaml").read_text(encoding="utf-8"))
-    names = recipe["labels"]
-    data = DataArguments(dataset="mse_adapter", task="classification", labels=names,
-                         data_path=str(tmp_path / "{split}.pkl"))  # fmt: skip
-    expected = [names[label] if isinstance(label, int) else label for label in labels]
-    assert {split: list(rows["label"]) for split, rows in load_splits(data).items()} == {
-        "train": expected, "valid": expected
-    }  # fmt: skip
-
-
 def test_an_end_token_is_found_in_the_llms_configs():
     backbone, tokenizer = build_tiny_language_model(["a text"], 16, 1)
     end = tokenizer.eos_token_id
@@ -431,12 +406,6 @@ def test_an_end_token_is_found_in_the_llms_configs():
     tokenizer.eos_token = backbone.config.eos_token_id = None
     with pytest.raises(ValueError, match="eos_token_id is None"):
         with_end_token(tokenizer, backbone)
-
-
-def test_silence_does_not_win_the_selection():
-    answers, labels = np.array([[1.0, 0.0], [math.nan, 0.0]]), np.array([1.0, 2.0])
-    metrics = metrics_of(DataArguments())(SimpleNamespace(predictions=answers, label_ids=labels))
-    assert (metrics["mae"], metrics["mae_of_all"], metrics["unparsable"]) == (0.0, 3.0, 1)
 
 
 def test_early_stopping_stays_stopped_after_a_kill(place):
@@ -453,7 +422,3 @@ def test_early_stopping_stays_stopped_after_a_kill(place):
     after = load_file(folder / "model.safetensors")
     assert max(entry["step"] for entry in json.loads((folder / "history.json").read_text())) == last
     assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-def test_what_json_does_not_know_is_left_open():
-    assert [finite_or_none(value) for value in (math.nan, math.inf, 0.5, 3)] == [None, None, 0.5, 3]
