@@ -17,6 +17,23 @@ import torch
 logger = logging.getLogger(__name__)
 
 METHODS = ("expected", "median", "likeliest", "constrained", "greedy")
+# what an LLM's own generation config may ask for and an answer must not have: several answers a prompt, a search over
+# beams, a penalty for the second zero of "0.00", tokens that are never or always written, a dict instead of tokens
+PLAIN_GENERATION = {
+    "num_return_sequences": 1,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "return_dict_in_generate": False,
+    **dict.fromkeys(("min_new_tokens", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias")),
+    **dict.fromkeys(
+        ("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty", "guidance_scale")
+    ),
+    **dict.fromkeys(("penalty_alpha", "stop_strings", "max_time", "prompt_lookup_num_tokens", "watermarking_config")),
+}
 TOKEN_FIELDS = ("input_ids", "attention_mask", "pseudo_token_mask", "text_mask")
 
 
@@ -221,8 +238,7 @@ class AnswerFormat:
             **left_padded_prompts(batch),
             max_new_tokens=self.max_new_tokens,
             do_sample=False,
-            # an LLM's own generation config may discourage the second zero of "0.00"
-            repetition_penalty=1.0,
+            **PLAIN_GENERATION,
             eos_token_id=self.end_token_id,
             pad_token_id=self.end_token_id,
             **grammar,

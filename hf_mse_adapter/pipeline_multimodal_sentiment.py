@@ -8,11 +8,9 @@ import numpy as np
 from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .processing_mse_adapter import MODALITIES
+from .processing_mse_adapter import MODALITIES, with_known_fields
 
 TASK = "multimodal-sentiment"
-# a row of a data set may be passed as it is: its id and label are not read
-FIELDS = ("text", "audio", "vision", "context", "speaker", "id", "label")
 
 
 class MultimodalSentimentPipeline(Pipeline):
@@ -26,8 +24,8 @@ class MultimodalSentimentPipeline(Pipeline):
     Takes a dict, a list of dicts, or any other iterable of them, such as a `datasets.Dataset` (answers then come one
     by one, as they are ready):
         - text (`str`): the utterance;
-        - audio, vision: arrays [time, features] or [features], nested lists, or paths of .npy files; None or left out
-          where missing;
+        - audio, vision (or video, visual): arrays [time, features] or [features], nested lists, or paths of .npy
+          files; None or left out where missing;
         - context: earlier utterances, oldest first, each a text or `(speaker, text)`;
         - speaker (`str`): who says `text`.
 
@@ -116,16 +114,11 @@ class MultimodalSentimentPipeline(Pipeline):
 
 
 def _opened(sample, index):
-    """A sample with its .npy files read."""
-    if not isinstance(sample, dict):
-        raise ValueError(
-            f"a sample must be a dict with the fields {', '.join(FIELDS)}, but number {index} is {sample!r}"
-        )
-    if unknown := set(sample) - set(FIELDS):
-        raise ValueError(f"a sample may have the fields {', '.join(FIELDS)}, but number {index} has {sorted(unknown)}")
-    sample = {name: sample.get(name) for name in FIELDS if name not in ("id", "label")}
+    """A sample with its .npy files read and without its label."""
+    # a row of a data set may be passed as it is: its label is not read
+    sample = {name: value for name, value in with_known_fields(sample, index).items() if name != "label"}
     for modality in MODALITIES:
-        if isinstance(sample[modality], str | PathLike):
+        if isinstance(sample.get(modality), str | PathLike):
             path = sample[modality]
             try:
                 sample[modality] = np.load(path, allow_pickle=False)

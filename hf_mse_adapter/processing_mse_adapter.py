@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -14,6 +14,11 @@ from .configuration_mse_adapter import MseConfig
 logger = logging.getLogger(__name__)
 
 MODALITIES = ("audio", "vision")
+FIELDS = ("text", "audio", "vision", "context", "speaker", "label")
+ALIASES = {"video": "vision", "visual": "vision", "acoustic": "audio", "labels": "label"}
+# of a row of a data set: they say nothing to a model
+UNREAD_FIELDS = ("id", "dialogue_id", "utterance_id")
+UNREAD_FIELDS += tuple(f"{modality}_{name}" for modality in MODALITIES for name in ("steps", "replaced", "padding"))
 
 # the paper's form: <tag> pseudo tokens, text </tag> task; the wording is ours, short because every sample pays for it
 PROMPT_TEMPLATES = {
@@ -154,13 +159,15 @@ class MseProcessor(ProcessorMixin):
         numbers do not count; a feature that never varies keeps its scale.
 
         Args:
-            samples (`Iterable[dict]`): with "audio" and "vision" as `__call__` takes them; read once, one by one.
+            samples (`Iterable[dict]`):
+                With the fields of `collate`, of which only audio and vision count; read once, one by one.
 
         Returns:
             `MseProcessor`: itself.
         """
         moments = {modality: np.zeros((3, getattr(self, f"{modality}_dim"))) for modality in MODALITIES}
         for index, sample in enumerate(samples):
+            sample = with_known_fields(sample, index)
             for modality in MODALITIES:
                 frames = self._frames(sample.get(modality), modality, index).astype(np.float64)
                 _add_moments(moments[modality], frames)
@@ -246,7 +253,11 @@ class MseProcessor(ProcessorMixin):
         return BatchFeature(batch)
 
     def collate(self, samples):
-        """A batch from samples as dicts of text and, as far as there, audio, vision, context, speaker and label."""
+        """
+        A batch from samples as dicts of text and, as far as there, audio, vision (or video, visual), context, speaker
+        and label; see [`with_known_fields`] for what else they may hold.
+        """
+        samples = [with_known_fields(sample, index) for index, sample in enumerate(samples)]
         columns = {
             name: [sample.get(name) for sample in samples] for name in ("audio", "vision", "context", "speaker")
         }
@@ -347,6 +358,9 @@ class MseProcessor(ProcessorMixin):
         if sequence is None:
             return np.zeros((0, dim), dtype=np.float32)
         try:
+            if isinstance(sequence, bytes | bytearray | memoryview):
+                # NumPy takes the bytes of a file for numbers from 0 to 255
+                raise TypeError(f"it is {type(sequence).__name__}")
             if isinstance(sequence, torch.Tensor):
                 # NumPy knows no bfloat16
                 sequence = (sequence.float() if sequence.is_floating_point() else sequence).detach().cpu().numpy()
@@ -419,6 +433,31 @@ class MseProcessor(ProcessorMixin):
             template = template.replace(name, text)
         parts = [part for part in PLACES.split(template) if part]
         return [part if PLACES.fullmatch(part) else tuple(self._tokens(part)) for part in parts]
+
+
+def with_known_fields(sample, index):
+    """
+    A sample with its fields called as `FIELDS` are: "video" and "visual" become "vision", "acoustic" becomes "audio",
+    "labels" becomes "label". What tells rows of a data set apart (`UNREAD_FIELDS`) is left out.
+
+    Raises:
+        ValueError: the sample is no dict, has a field of another name, or two that mean the same; `index` says which
+            sample it is.
+    """
+    if not isinstance(sample, Mapping):
+        raise ValueError(
+            f"a sample must be a dict with the fields {', '.join(FIELDS)}, but number {index} is {sample!r}"
+        )
+    known = {}
+    for name, value in sample.items():
+        field = ALIASES.get(name, name)
+        if field not in (*FIELDS, *UNREAD_FIELDS):
+            raise ValueError(f"a sample may have the fields {', '.join(FIELDS)}, but number {index} has {[name]}")
+        if known.get(field) is not None and value is not None:
+            raise ValueError(f"sample {index} has {field!r} twice, once as another name of it; expected one")
+        if field in FIELDS and known.get(field) is None:
+            known[field] = value
+    return known
 
 
 def _tokens_before_text(tokenizer):

@@ -284,6 +284,24 @@ def test_greedy_generation_reads_all_that_was_written(tokenizer):
     assert [p.value for p in predictions] == [pytest.approx(-1 / 3)] * 3
 
 
+@pytest.mark.parametrize("method", ["greedy", "constrained"])
+def test_the_llms_own_generation_config_changes_no_answer(tokenizer, method):
+    model, processor, clips = build(build_backbone("Llama"), tokenizer)
+    batch = processor.collate(clips)
+    expected = [(p.value, p.text) for p in model.predict(batch, processor.answers, method)]
+    digits = [tokenizer.convert_tokens_to_ids(digit) for digit in "0123"]
+    for wish in (
+        {"num_beams": 3, "num_return_sequences": 3},
+        {"return_dict_in_generate": True, "output_scores": True},
+        {"suppress_tokens": digits, "begin_suppress_tokens": digits, "bad_words_ids": [[digit] for digit in digits]},
+        {"no_repeat_ngram_size": 1, "repetition_penalty": 5.0, "min_new_tokens": 4},
+        {"forced_eos_token_id": 7, "guidance_scale": 1.5, "exponential_decay_length_penalty": (1, 5.0)},
+        {"do_sample": True, "temperature": 2.0, "penalty_alpha": 0.6, "top_k": 4, "max_time": 1e-9},
+    ):
+        model.language_model.generation_config = transformers.GenerationConfig(**wish)
+        assert [(p.value, p.text) for p in model.predict(batch, processor.answers, method)] == expected
+
+
 def test_peft_model_answers_the_same(tokenizer):
     model, processor, clips = build(build_backbone("Qwen2"), tokenizer)
     peft_model = get_peft_model(

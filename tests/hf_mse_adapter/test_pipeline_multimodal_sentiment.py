@@ -110,7 +110,7 @@ def test_bad_clips_are_named(regression, tmp_path):
     np.save(tmp_path / "pickled.npy", np.array([{}], dtype=object))
     np.savez(tmp_path / "several.npz", np.ones(3))
     for clip, message in (
-        ({"text": "x", "video": [[1, 2]]}, r"has \['video'\]"),
+        ({"text": "x", "visions": [[1, 2]]}, r"has \['visions'\]"),
         ("just words", "must be a dict"),
         ({"audio": [[1, 2, 3]]}, "text must be a string, but sample 0 has None"),
         ({"text": "x", "audio": np.zeros((4, 2))}, r"audio must be \[time, 3\]"),

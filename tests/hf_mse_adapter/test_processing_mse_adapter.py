@@ -271,3 +271,36 @@ print(json.dumps([type(processor).__name__, batch["input_ids"].tolist(), batch["
         expected["input_ids"].tolist(),
         expected["labels"].tolist(),
     ]
+
+
+@pytest.mark.parametrize("names", [("audio", "video", "labels"), ("acoustic", "visual", "label")])
+def test_the_fields_other_names_are_taken(processor, tokenizer, names):
+    clip = {"text": "so", "audio": [[1.0, 2.0, 3.0], [0.0, 1.0, 5.0]], "vision": [[4.0, 5.0]], "label": 1.0}
+    renamed = {"text": "so", **dict(zip(names, list(clip.values())[1:], strict=True)), "id": "clip 1"}
+    expected = processor.collate([clip])
+    found = processor.collate([renamed])
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    by_other_names = MseProcessor(tokenizer, audio_dim=3, vision_dim=2).fit([renamed])
+    assert by_other_names.feature_statistics == processor.fit([clip]).feature_statistics
+    assert set(processor.feature_statistics) == {"audio", "vision"}
+
+
+@pytest.mark.parametrize(
+    "sample, message",
+    [
+        ({"text": "so", "visions": [[1.0, 2.0]]}, r"number 0 has \['visions'\]"),
+        ({"text": "so", "audio_values": [[1.0, 2.0, 3.0]]}, r"number 0 has \['audio_values'\]"),
+        ({"text": "so", "vision": [[1.0, 2.0]], "video": [[1.0, 2.0]]}, "sample 0 has 'vision' twice"),
+        ("so", "must be a dict"),
+    ],
+)
+def test_a_field_that_is_not_known_is_refused(processor, sample, message):
+    for method in (processor.collate, processor.fit):
+        with pytest.raises(ValueError, match=message):
+            method([sample])
+
+
+@pytest.mark.parametrize("audio", [bytes(3), bytearray(3), memoryview(bytes(6))])
+def test_a_files_bytes_are_no_features(processor, audio):
+    with pytest.raises(ValueError, match=r"audio must hold numbers \[time, 3\], but sample 0 does not: it is"):
+        processor("so", audio=audio)
