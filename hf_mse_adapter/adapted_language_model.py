@@ -36,9 +36,11 @@ class MseOutput(ModelOutput):
     Args:
         loss (`torch.Tensor` [], *optional*): with labels, or label_values for a head.
         logits (`torch.Tensor` [batch, positions, vocabulary]): of the LLM, only at `logit_positions`.
-        logit_positions (`torch.Tensor` int64 [positions]):
+        logit_positions (`torch.Tensor` int64 [batch, positions]):
             Where they are in the sequence: every position that predicts a label token in any row (logits at position
-            t predict token t + 1); without labels, or with the head alone, each row's last prompt token.
+            t predict token t + 1); without labels, or with the head alone, each row's last prompt token. All rows
+            are alike, so that whoever collects batches (Trainer for `compute_metrics`, which fills up with -100)
+            still knows each sample's.
         head_output (`torch.Tensor` [batch, 1 or classes], *optional*): the number, or the classes' logits.
     """
 
@@ -194,6 +196,12 @@ def forward_with_adapter(
         raise ValueError(
             f"unknown arguments {', '.join(unknown)}; expected {', '.join(BATCH_FIELDS)}, or the LLM's own"
         )
+    if num_items_in_batch is not None and inputs.get("labels") is None:
+        raise ValueError(
+            "labels is missing, though its tokens were counted (num_items_in_batch): Trainer takes it from the model "
+            "for label_smoothing_factor and compute_loss_func; expected neither (a Trainer's own compute_loss may do "
+            "the same)"
+        )
     prepared = prepare_inputs(adapter, llm, **inputs)
     labels = prepared.pop("labels", None)
     mask = prepared["attention_mask"].bool()
@@ -230,7 +238,8 @@ def forward_with_adapter(
             share = token_share if num_samples_in_batch is None else len(head_output) / num_samples_in_batch
             losses.append(_share_of(adapter.head_loss(head_output, label_values.to(head_output.device)), share))
     loss = sum(item.to(losses[0].device) for item in losses) if losses else None
-    return MseOutput(loss=loss, logits=logits, logit_positions=positions, head_output=head_output)
+    rows = positions.repeat(len(mask), 1)
+    return MseOutput(loss=loss, logits=logits, logit_positions=rows, head_output=head_output)
 
 
 def _share_of(loss, share):

@@ -31,6 +31,11 @@ class RecipeArguments(TrainingArguments):
         super().__post_init__()
         if self.fp16 and self.use_cpu:
             raise ValueError("fp16 is True, but there is no GPU; expected bf16 or neither")
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor is {self.label_smoothing_factor}; expected 0: transformers' smoothing fits "
+                "neither the many findings of an ECG nor an LLM's answer (a head that is alone: head_label_smoothing)"
+            )
         if self.early_stopping_patience is not None and self.early_stopping_patience < 0:
             raise ValueError(f"early_stopping_patience is {self.early_stopping_patience}; expected 0 or more")
         if self.early_stopping_patience and self.eval_strategy == "no":

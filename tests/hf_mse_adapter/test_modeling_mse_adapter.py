@@ -296,7 +296,7 @@ def test_the_loss_is_the_cross_entropy_of_the_label_tokens(padding_side):
     # every answer has a sign, digits and point, and the end token counts too
     assert len(terms) == int((batch["labels"] != -100).sum()) == sum(map(len, ("1.0", "-2.5", "0.3"))) + 3
     torch.testing.assert_close(output.loss, torch.stack(terms).mean())
-    torch.testing.assert_close(output.logits, logits[:, output.logit_positions])
+    torch.testing.assert_close(output.logits, logits[:, output.logit_positions[0]])
     if padding_side == "left":
         assert output.logits.shape[1] == 5, "logits are computed only where a label is"
 
@@ -479,6 +479,55 @@ def test_trainer_saves_and_resumes(tmp_path):
     resumed = train(tmp_path / "resumed", str(tmp_path / "whole" / "checkpoint-2"))
     for one, other in zip(whole.adapter.parameters(), resumed.adapter.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("wrap", [False, True], ids=["model", "peft"])
+def test_a_plain_trainers_metrics_get_logits_that_can_be_read(tmp_path, wrap):
+    """From what `compute_metrics` is given, the loss of the label tokens follows, however long the batches were."""
+    config = MseAdapterConfig(**FIELDS | {"head": "beside"})
+    llm = build_backbone("Qwen2")
+    model = get_peft_model(llm, config) if wrap else MseForConditionalGeneration.from_backbone(llm, config)
+    processor = MseProcessor.from_config(config, build_tokenizer())
+    clips = [{"text": "so " * (1 + 3 * i), "label": value} for i, value in enumerate((1.0, -2.5, 0.3, -1.0))]
+
+    def compute_metrics(prediction):
+        logits, positions, head_output = map(torch.tensor, prediction.predictions)
+        labels = torch.tensor(prediction.label_ids if wrap else prediction.label_ids[0])
+        assert head_output.shape == (4, 1)
+        losses = []
+        for row in range(4):
+            there = positions[row] != -100
+            scores, targets = logits[row, there], labels[row, positions[row, there] + 1]
+            losses.append(F.cross_entropy(scores, targets, ignore_index=-100))
+        return {"token_loss": torch.stack(losses).mean().item()}
+
+    arguments = TrainingArguments(
+        str(tmp_path), remove_unused_columns=False, report_to=[], use_cpu=True, per_device_eval_batch_size=1,
+        disable_tqdm=True,
+    )  # fmt: skip
+    trainer = Trainer(
+        model, arguments, eval_dataset=clips, data_collator=processor.collate, compute_metrics=compute_metrics
+    )
+    losses = [model.eval()(**processor.collate([clip])) for clip in clips]
+    tokens = [
+        output.loss - abs(output.head_output[0, 0] - clip["label"]) for output, clip in zip(losses, clips, strict=True)
+    ]
+    assert trainer.evaluate()["eval_token_loss"] == pytest.approx(torch.stack(tokens).mean().item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("head", ["none", "alone"])
+@pytest.mark.parametrize("wrap", [False, True], ids=["model", "peft"])
+def test_transformers_label_smoothing_is_refused_in_one_line(tmp_path, wrap, head):
+    config = MseAdapterConfig(**FIELDS | {"head": head})
+    llm = build_backbone("Qwen2")
+    model = get_peft_model(llm, config) if wrap else MseForConditionalGeneration.from_backbone(llm, config)
+    processor = MseProcessor.from_config(config, build_tokenizer())
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=1, label_smoothing_factor=0.1, remove_unused_columns=False, report_to=[], use_cpu=True
+    )
+    clips = [{"text": "so", "label": 1.0}] * 2
+    with pytest.raises(ValueError, match="label_smoothing_factor"):
+        Trainer(model, arguments, train_dataset=clips, data_collator=processor.collate).train()
 
 
 # ---- saving and loading

@@ -177,6 +177,7 @@ def test_last_checkpoint_passes_over_a_half_written_one(tmp_path):
         (["--crop_seconds", "0"], r"crop_seconds is 0\.0; expected at least 0\.5 s"),
         (["--crop_seconds", "inf"], "crop_seconds is inf"),
         (["--preprocessing_workers", "0"], "preprocessing_workers is 0"),
+        (["--label_smoothing_factor", "0.1"], "label_smoothing_factor is 0.1; expected 0"),
         (["--lead_dropout", "1"], "lead_dropout is 1"),
         (["--hidden_size", "0"], "hidden_size is 0"),
     ],
