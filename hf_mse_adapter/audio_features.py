@@ -145,7 +145,7 @@ class StoredSound:
     """The sound itself, in a temporary file, for what has to hear it twice; 64 kB a second."""
 
     def __init__(self):
-        self._file = tempfile.TemporaryFile()
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115
         self.start, self.num_samples = 0.0, 0
 
     def add(self, sound):
@@ -285,7 +285,9 @@ class Egemaps:
         parts = []
         for first in range(0, self.stored.num_samples, 60 * RATE):
             # full scale wraps to its negative in openSMILE
-            samples = np.clip(self.stored.read(first, min(first + 60 * RATE, self.stored.num_samples)), -0.9999, 0.9999)
+            samples = np.clip(
+                self.stored.read(first, min(first + 60 * RATE, self.stored.num_samples)), -0.9999, 0.9999
+            )
             if len(samples) < 0.1 * RATE:
                 continue
             frames = self._smile.process_signal(samples, RATE).to_numpy(np.float32)

@@ -1,4 +1,4 @@
-"""From any clip to pieces of sound and upright frames on one timeline: one pass, whatever the length, in little memory.
+"""From any clip to pieces of sound and upright frames on one timeline, in one pass and little memory.
 
 A clip is a path, bytes, a binary file object, or sound and frames as arrays. Time is the clip's own: 0 is where its
 first stream begins, so sound that starts late stays late. Frames are taken from a regular grid by the time at which
@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 # what FFmpeg may take a clip for: no picture, no text, and above all no playlist, which would name further files
 FORMATS = (
-    "matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,avi,wav,w64,mp3,flac,ogg,aac,mpegts,mpeg,mpegvideo,asf,flv,aiff,caf,au,amr"
-).split(",")
+    "matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,avi,mpegts,mpeg,mpegvideo,asf,flv,wav,w64,mp3,flac,ogg,aac,aiff,caf,au,amr"
+)
 # their duration is stated, not guessed from the bit rate of the beginning
 STATED_DURATION = {"matroska", "mov", "avi", "wav", "w64", "flac", "ogg", "caf", "aiff"}
 LONGEST_SIDE = 1280  # of a frame: a larger one is made smaller, the face in it has pixels enough
@@ -87,7 +87,7 @@ class Clip:
             raise ImportError("a clip is decoded by PyAV, which is not installed: pip install 'av>=18,<20'")
         self.name, self._file, self._is_ours = _opened(source)
         try:
-            options = {"format_whitelist": ",".join(FORMATS)}
+            options = {"format_whitelist": FORMATS}
             if _is_whole_wav(self._file, self.name):
                 options["probesize"] = "65536"  # FFmpeg would look through 5 MB for other codecs
             # given as an object, it cannot refer to other files, and its name's ending says nothing
@@ -179,7 +179,7 @@ class Clip:
             yield from decoder.rest()
             ends[kind] = decoder.end
         self.seconds = max(ends.values())
-        if end is not None and start >= self.seconds:
+        if start and start >= self.seconds:
             raise ValueError(f"start is {start} s, but {self.name} has {self.seconds:.2f} s")
         if not finished:
             self._require_whole(ends, decoders)
@@ -412,7 +412,9 @@ def pieces_of_arrays(waveform=None, sampling_rate=None, frames=None, frame_rate=
 def _as_mono(waveform):
     try:
         waveform = np.asarray(waveform)
-        if waveform.dtype.kind not in "fiu" or (waveform.dtype.kind != "f" and waveform.dtype.str[1:] not in FULL_SCALE):
+        if waveform.dtype.kind not in "fiu" or (
+            waveform.dtype.kind != "f" and waveform.dtype.str[1:] not in FULL_SCALE
+        ):
             raise TypeError(f"it holds {waveform.dtype}")
     except (TypeError, ValueError) as error:
         raise ValueError(
@@ -445,7 +447,10 @@ def _pieces_of_frames(frames, frame_rate, grid_rate):
 def _opened(source):
     """Name, seekable binary file and whether it is ours to close."""
     if isinstance(source, str | os.PathLike):
-        return os.path.basename(os.fspath(source)) or str(source), open(source, "rb"), True
+        try:
+            return os.path.basename(os.fspath(source)) or str(source), open(source, "rb"), True
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no clip {str(source)!r} (a path is expected, no words)") from None
     if isinstance(source, bytes | bytearray | memoryview):
         return "the clip", io.BytesIO(source), True
     if not hasattr(source, "read"):
@@ -456,7 +461,7 @@ def _opened(source):
     name = os.path.basename(name) if isinstance(name, str) else "the clip"
     if hasattr(source, "seekable") and source.seekable():
         return name, source, False
-    stored = tempfile.TemporaryFile()
+    stored = tempfile.TemporaryFile()  # noqa: SIM115
     while chunk := source.read(1 << 20):
         stored.write(chunk)
     stored.seek(0)

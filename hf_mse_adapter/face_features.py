@@ -275,7 +275,9 @@ def _crop(image, region, size):
     # only what the region can touch is converted
     reach = side * 0.71 + 2 * max(1.0, scale)
     left, top = (int(max(0, math.floor(place - reach))) for place in (x, y))
-    right, bottom = (int(min(whole, math.ceil(place + reach))) for place, whole in ((x, image.shape[1]), (y, image.shape[0])))
+    right, bottom = (
+        int(min(whole, math.ceil(place + reach))) for place, whole in ((x, image.shape[1]), (y, image.shape[0]))
+    )
     if right <= left or bottom <= top:
         return torch.zeros(1, 3, size, size), to_image
     part = _as_batch(image[top:bottom, left:right])
@@ -470,10 +472,8 @@ def face_shape(points):
     lip_height = (own[LIP_UPPER, 1] + own[LIP_LOWER, 1]) / 2
     shape = []
     for side in range(2):
-        shape.append(
-            distance(EYE_TOP[side], EYE_BOTTOM[side]) / max(distance(EYE_OUTER[side], EYE_INNER[side]), 1e-6)
-        )
-    for brow, eye in ((BROW_INNER, EYE_INNER), (BROW_MIDDLE, EYE_TOP), (BROW_OUTER, EYE_OUTER)):
+        shape.append(distance(EYE_TOP[side], EYE_BOTTOM[side]) / max(distance(EYE_OUTER[side], EYE_INNER[side]), 1e-6))
+    for brow in (BROW_INNER, BROW_MIDDLE, BROW_OUTER):
         # over the corners of the eyes, which no lid moves
         height = [(own[EYE_INNER[side], 1] + own[EYE_OUTER[side], 1]) / 2 for side in range(2)]
         shape += [height[side] - own[brow[side], 1] for side in range(2)]
@@ -615,7 +615,11 @@ def load_image_encoder(name, layer=-1, **options):
     def encode(picture):
         pixels = processor(images=picture, return_tensors="pt")["pixel_values"]
         hidden = model(pixel_values=pixels, output_hidden_states=True).hidden_states[layer][0]
-        return hidden.reshape(-1, hidden.shape[-1]).mean(dim=0).numpy() if hidden.ndim == 2 else hidden.mean((1, 2)).numpy()
+        return (
+            hidden.reshape(-1, hidden.shape[-1]).mean(dim=0).numpy()
+            if hidden.ndim == 2
+            else hidden.mean((1, 2)).numpy()
+        )
 
     return encode
 

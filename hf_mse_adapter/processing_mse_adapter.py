@@ -1,15 +1,21 @@
 """From what a person said, how it sounded and how they looked, to the tensors of an MSE-Adapter."""
 
 import logging
+import os
 import re
+import shutil
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
+from transformers.utils import cached_file
 
 from .answers import AnswerFormat
+from .clip_features import ClipReader, checked_front_ends, feature_width
 from .configuration_mse_adapter import MseConfig
+from .face_features import NOTICE_FILE, WEIGHTS_FILE, own_weights
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +68,11 @@ class MseProcessor(ProcessorMixin):
             32; CHERMA 78, 543, 16.
         padding_side (`"left"` or `"right"`): where prompts are padded; features are padded on the right.
         feature_statistics (`dict`, *optional*): what `fit` has found: {"audio": {"mean": [...], "std": [...]}, ...}.
+        front_ends (`dict`, *optional*):
+            How words, audio and vision features are made of a clip, see clip_features.py; what it does not name, no
+            clip gives.
+        modalities (`list[str]`, *optional*):
+            Of text, audio and vision, those that the model was trained on; None: all.
 
     Attributes:
         answers (`AnswerFormat`)
@@ -92,6 +103,8 @@ class MseProcessor(ProcessorMixin):
         max_vision_length=None,
         padding_side="left",
         feature_statistics=None,
+        front_ends=None,
+        modalities=None,
         chat_template=None,
     ):
         super().__init__(tokenizer, chat_template=chat_template)
@@ -125,6 +138,20 @@ class MseProcessor(ProcessorMixin):
         self.max_audio_length, self.max_vision_length = max_audio_length, max_vision_length
         self.padding_side = padding_side
         self.feature_statistics = self._checked(feature_statistics)
+        self.front_ends = checked_front_ends(front_ends)
+        for modality in MODALITIES:
+            width = feature_width((self.front_ends or {}).get(modality, {"type": None}))
+            if width not in (None, getattr(self, f"{modality}_dim")):
+                raise ValueError(
+                    f"front_ends makes {width} features of {modality}, but {modality}_dim is "
+                    f"{getattr(self, f'{modality}_dim')}"
+                )
+        if modalities is not None and (not modalities or not set(modalities) <= {"text", *MODALITIES}):
+            raise ValueError(f"modalities must be some of text, audio and vision, or None, but is {modalities!r}")
+        self.modalities = (
+            None if modalities is None else [name for name in ("text", *MODALITIES) if name in modalities]
+        )
+        self._face_weights = None
         self.answers = AnswerFormat(tokenizer, task, self.label_range, label_step, self.id2label, label_words)
         self.replaced_values = dict.fromkeys(MODALITIES, 0)
         self._places = self._split(prompt_template or PROMPT_TEMPLATES[language, task])
@@ -142,6 +169,36 @@ class MseProcessor(ProcessorMixin):
             # a PreTrainedConfig names even the one output of a regression
             fields["id2label"] = None
         return cls(tokenizer, **(fields | kwargs))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As `ProcessorMixin.from_pretrained`; the face networks' weights are found in the same place."""
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if isinstance(processor, cls) and "vision" in (processor.front_ends or {}):
+            names = ("cache_dir", "force_download", "local_files_only", "proxies", "token", "revision", "subfolder")
+            options = {name: kwargs[name] for name in names if kwargs.get(name)}
+            found = cached_file(
+                pretrained_model_name_or_path, WEIGHTS_FILE, _raise_exceptions_for_missing_entries=False, **options
+            )
+            processor._face_weights = found
+        return processor
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As `ProcessorMixin.save_pretrained`; where faces are read, with the face networks' weights and notice."""
+        saved = super().save_pretrained(save_directory, **kwargs)
+        if "vision" in (self.front_ends or {}):
+            weights = Path(self._face_weights or own_weights())
+            for source in (weights, weights.with_name(NOTICE_FILE)):
+                target = Path(save_directory) / source.name
+                if source.is_file() and source.resolve() != target.resolve():
+                    unfinished = target.with_name(f".{target.name}.unfinished")
+                    shutil.copyfile(source, unfinished)
+                    os.replace(unfinished, target)
+        return saved
+
+    def clip_reader(self, speech_recognizer=None):
+        """A [`ClipReader`] of this processor's `front_ends`; `speech_recognizer` is another id or folder of it."""
+        return ClipReader(self.front_ends, self._face_weights, speech_recognizer, self.language)
 
     @property
     def model_input_names(self):

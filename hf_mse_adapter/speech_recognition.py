@@ -11,8 +11,9 @@ import torch
 
 from .audio_features import RATE
 
-# speech by loudness: 20 ms above 3 % of the loudest and -60 dB, gaps of half a second bridged, a fifth kept around
-SPEECH_RATIO, SPEECH_FLOOR = 0.03, 1e-3
+# speech by loudness: 20 ms above 3 % of the loudest, above -60 dB and above three times the quiet tenth (steady noise
+# is no speech), gaps of half a second bridged, a fifth of a second kept around
+SPEECH_RATIO, SPEECH_FLOOR, NOISE_RATIO = 0.03, 1e-3, 3.0
 BRIDGED, KEPT_AROUND, SHORTEST = 0.5, 0.2, 0.1
 LONGEST = 28.0  # seconds that are heard at once: Whisper's window is 30
 
@@ -30,7 +31,8 @@ def speech_spans(loudness):
     values = loudness.values
     if not len(values):
         return []
-    is_loud = values > max(SPEECH_FLOOR, values.max() * SPEECH_RATIO)
+    noise = min(NOISE_RATIO * np.quantile(values, 0.1), values.max() / 2)
+    is_loud = values > max(SPEECH_FLOOR, values.max() * SPEECH_RATIO, noise)
     edges = np.flatnonzero(np.diff(np.concatenate([[0], is_loud.astype(int), [0]])))
     spans = [(first * loudness.step, last * loudness.step) for first, last in edges.reshape(-1, 2)]
     return _padded(spans, len(values) * loudness.step, loudness.start)
@@ -64,7 +66,8 @@ def _padded(spans, length, start):
             joined.append((first, last))
     joined = [(first, last) for first, last in joined if last - first >= SHORTEST]
     return [
-        (start + max(0.0, first - KEPT_AROUND), start + min(length, last + KEPT_AROUND)) for first, last in joined
+        (float(start + max(0.0, first - KEPT_AROUND)), float(start + min(length, last + KEPT_AROUND)))
+        for first, last in joined
     ]
 
 
@@ -114,7 +117,7 @@ class SpeechRecognizer:
         settings = {}
         if getattr(model.generation_config, "is_multilingual", False):
             settings = {"task": "transcribe", "language": self.language}
-        tokens = model.generate(**inputs, num_beams=1, do_sample=False, max_new_tokens=224, **settings)
+        tokens = model.generate(**inputs, num_beams=1, do_sample=False, **settings)
         return processor.batch_decode(tokens, skip_special_tokens=True)[0].strip()
 
     def _load(self):
@@ -129,7 +132,7 @@ class SpeechRecognizer:
                     self._loaded = AutoProcessor.from_pretrained(self.name, **self.options), model
                 except (OSError, ValueError) as error:
                     raise OSError(
-                        f"words are recognized by {self.name}, which cannot be loaded: give the text, or a folder of a "
-                        f"recognizer (speech_recognizer=, --speech-recognizer): {error}"
+                        f"words are recognized by {self.name}, which cannot be loaded: give the text, or a folder of "
+                        f"a recognizer (speech_recognizer=, --speech-recognizer): {error}"
                     ) from None
             return self._loaded

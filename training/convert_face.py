@@ -64,7 +64,9 @@ def converted(name, content):
         for part, parameter in module.named_parameters(recurse=False):
             value = next(stored)
             if parameter.numel() != value.numel():
-                raise ValueError(f"{key}.{part} has {parameter.numel()} numbers, but the file has {tuple(value.shape)}")
+                raise ValueError(
+                    f"{key}.{part} has {parameter.numel()} numbers, but the file has {tuple(value.shape)}"
+                )
             state[f"{key}.{part}"] = value.reshape(parameter.shape)
     if (left := next(stored, None)) is not None:
         raise ValueError(f"the file has a weight {tuple(left.shape)} that {name} does not use")
@@ -73,9 +75,7 @@ def converted(name, content):
 
 def in_order_of_use(name, network):
     """(name, module) of all modules with weights, as the TFLite files run them."""
-    modules = [
-        (key, module) for key, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.PReLU)
-    ]
+    modules = [(key, module) for key, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.PReLU)]
     if name == "detector":
         heads = ("fine_scores", "coarse_scores", "fine_boxes", "coarse_boxes")
         trunk = [pair for pair in modules if pair[0] not in heads]

@@ -126,8 +126,12 @@ def save_plain(content, decoding, tokenizer, folder):
     stored = read_ctranslate2(content)
     vocabulary, width = stored["decoder/embeddings/weight"].shape
     layers = {
-        part: 1 + max(int(name.split("/")[1][6:]) for name in stored if name.startswith(f"{part}/layer_") and
-                      name.split("/")[1][6:].isdigit())
+        part: 1
+        + max(
+            int(name.split("/")[1][6:])
+            for name in stored
+            if name.startswith(f"{part}/layer_") and name.split("/")[1][6:].isdigit()
+        )
         for part in ("encoder", "decoder")
     }
     end = tokenizer.convert_tokens_to_ids("<|endoftext|>")

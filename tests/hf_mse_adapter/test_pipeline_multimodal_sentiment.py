@@ -105,13 +105,18 @@ def test_head(clips):
     assert pipe(clips[0], method="head") == pipe(clips[0]) != pipe(clips[0], method="likeliest")
 
 
+def test_a_string_is_the_path_of_a_clip(regression):
+    with pytest.raises(FileNotFoundError, match="no clip 'just words'"):
+        regression("just words")
+
+
 def test_bad_clips_are_named(regression, tmp_path):
     (tmp_path / "no.npy").write_text("hello")
     np.save(tmp_path / "pickled.npy", np.array([{}], dtype=object))
     np.savez(tmp_path / "several.npz", np.ones(3))
     for clip, message in (
         ({"text": "x", "visions": [[1, 2]]}, r"has \['visions'\]"),
-        ("just words", "must be a dict"),
+        (3, "must be a dict"),
         ({"audio": [[1, 2, 3]]}, "text must be a string, but sample 0 has None"),
         ({"text": "x", "audio": np.zeros((4, 2))}, r"audio must be \[time, 3\]"),
         ({"text": "x", "audio": str(tmp_path / "no.npy")}, r"no\.npy is no \.npy file"),
