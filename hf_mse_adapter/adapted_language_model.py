@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import ModelOutput, TransformersKwargs, logging
 
 from .answers import Prediction, left_padded_prompts, require_finite
+from .lower_layers import num_layers_of, observed_run, states_after
 
 logger = logging.get_logger(__name__)
 
@@ -35,7 +36,9 @@ class MseOutput(ModelOutput):
     """
     Args:
         loss (`torch.Tensor` [], *optional*): with labels, or label_values for a head.
-        logits (`torch.Tensor` [batch, positions, vocabulary]): of the LLM, only at `logit_positions`.
+        logits (`torch.Tensor` [batch, positions, vocabulary], *optional*):
+            Of the LLM, only at `logit_positions`. Not there where a head alone reads `head_layers`: the output layer
+            is not run then.
         logit_positions (`torch.Tensor` int64 [batch, positions]):
             Where they are in the sequence: every position that predicts a label token in any row (logits at position
             t predict token t + 1); without labels, or with the head alone, each row's last prompt token. All rows
@@ -202,6 +205,11 @@ def forward_with_adapter(
             "for label_smoothing_factor and compute_loss_func; expected neither (a Trainer's own compute_loss may do "
             "the same)"
         )
+    if adapter.head_layers is not None and adapter.head_use == "alone":
+        head_output = _head_on_lower_layers(adapter, llm, inputs, llm_options)
+        share = _token_share(inputs.get("labels"), num_items_in_batch)
+        loss = _head_loss(adapter, head_output, label_values, share, num_samples_in_batch)
+        return MseOutput(loss=loss, head_output=head_output)
     prepared = prepare_inputs(adapter, llm, **inputs)
     labels = prepared.pop("labels", None)
     mask = prepared["attention_mask"].bool()
@@ -218,13 +226,13 @@ def forward_with_adapter(
     if not learns_tokens or adapter.head_use == "beside":
         wanted[prompt_ends] = True
     positions = wanted.nonzero()[:, 0]
-    logits, hidden_states = _run_llm(llm, prepared, positions, adapter.head_use != "none", llm_options)
+    logits, hidden_states = _run_llm(
+        llm, prepared, positions, adapter.head_use != "none", adapter.head_layers, llm_options
+    )
     if hidden_states is None and adapter.head_use != "none":
         raise ValueError(f"head is {adapter.head_use!r}, but {type(llm).__name__} shows no hidden states")
 
-    token_share = None
-    if labels is not None and num_items_in_batch is not None:
-        token_share = (labels[:, 1:] != -100).sum() / torch.as_tensor(num_items_in_batch, device=labels.device)
+    token_share = _token_share(labels, num_items_in_batch)
     losses, head_output = [], None
     if learns_tokens:
         targets = F.pad(labels, (0, 1), value=-100)[:, positions + 1].to(logits.device)
@@ -235,11 +243,39 @@ def forward_with_adapter(
         rows = torch.arange(len(places), device=places.device)
         head_output = adapter.head_output(hidden_states[rows, places].to(prompt_ends.device))
         if label_values is not None:
-            share = token_share if num_samples_in_batch is None else len(head_output) / num_samples_in_batch
-            losses.append(_share_of(adapter.head_loss(head_output, label_values.to(head_output.device)), share))
+            losses.append(_head_loss(adapter, head_output, label_values, token_share, num_samples_in_batch))
     loss = sum(item.to(losses[0].device) for item in losses) if losses else None
     rows = positions.repeat(len(mask), 1)
     return MseOutput(loss=loss, logits=logits, logit_positions=rows, head_output=head_output)
+
+
+def _head_on_lower_layers(adapter, llm, inputs, options):
+    """The head's output [batch, 1 or classes] where it reads lower layers alone: label tokens, the layers above and
+    the output layer are not run."""
+    prompts = _prompts(inputs)
+    prepared = prepare_inputs(adapter, llm, **prompts)
+    places = prompts.get("pseudo_token_mask")
+    constant_length = 0 if places is None else int(places.bool().any(dim=0).int().argmax())
+    options = {name: value for name, value in options.items() if value is not None}
+    states = states_after(llm, adapter.head_layers, prepared, constant_length, options)
+    # padded on the left, every prompt ends in the last place
+    device = prepared["attention_mask"].device
+    return adapter.head_output(torch.stack([state[:, -1].to(device) for state in states], dim=1))
+
+
+def _head_loss(adapter, output, label_values, token_share, num_samples_in_batch):
+    """The head's loss as its share, by samples or else by label tokens, of the mean over several batches."""
+    if label_values is None:
+        return None
+    share = token_share if num_samples_in_batch is None else len(output) / num_samples_in_batch
+    return _share_of(adapter.head_loss(output, label_values.to(output.device)), share)
+
+
+def _token_share(labels, num_items_in_batch):
+    """This batch's part of all label tokens that were counted; None where nothing was."""
+    if labels is None or num_items_in_batch is None:
+        return None
+    return (labels[:, 1:] != -100).sum() / torch.as_tensor(num_items_in_batch, device=labels.device)
 
 
 def _share_of(loss, share):
@@ -247,15 +283,20 @@ def _share_of(loss, share):
     return loss if share is None else loss * torch.as_tensor(share, device=loss.device)
 
 
-def _run_llm(llm, prepared, positions, needs_hidden_states, options):
+def _run_llm(llm, prepared, positions, needs_hidden_states, layers, options):
     """Logits [batch, positions, vocabulary] and, if needed and to be had, the last hidden states [batch, positions,
-    hidden_size]."""
+    hidden_size], or with `layers` those after each of them [batch, positions, layers, hidden_size]."""
     parameters = signature(llm.forward).parameters
     options = {name: value for name, value in options.items() if value is not None} | {"use_cache": False}
     inputs = {name: value for name, value in prepared.items() if name != "position_ids" or name in parameters}
     can_choose = "logits_to_keep" in parameters
     if can_choose:
         inputs["logits_to_keep"] = positions
+
+    if needs_hidden_states and layers is not None:
+        outputs, states = observed_run(llm, layers, inputs, options)
+        logits = outputs.logits if can_choose else outputs.logits[:, positions.to(outputs.logits.device)]
+        return logits, torch.stack([state[:, positions.to(state.device)].to(logits.device) for state in states], dim=2)
 
     seen = []
     output_embeddings = llm.get_output_embeddings() if needs_hidden_states else None
@@ -330,6 +371,12 @@ def _prompts(batch):
         batch.setdefault("attention_mask", torch.ones_like(batch["input_ids"]))
         batch = left_padded_prompts(batch)
     return {name: batch[name] for name in BATCH_FIELDS if name in batch}
+
+
+def require_head_layers(config, llm):
+    """Raise ValueError where `head_layers` names a layer that the LLM does not have."""
+    if config.head_layers is not None and config.head_layers[-1] > (count := num_layers_of(llm)):
+        raise ValueError(f"head_layers is {config.head_layers}; expected layers from 1 to {count}, as the LLM has")
 
 
 def train_only_adapter(llm, mode=True):

@@ -1,6 +1,7 @@
 """What an MSE-Adapter is: `MseAdapterConfig` for PEFT, `MseConfig` for a model folder of its own. Same fields, checked
 the same way."""
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -27,6 +28,7 @@ ADAPTER_FIELDS = (
     "language",
     "prompt_template",
     "head",
+    "head_layers",
 )
 _ADAPTER_ARGUMENTS = """
         audio_dim, vision_dim (`int`): features of one step of the audio and the vision sequence.
@@ -47,7 +49,11 @@ _ADAPTER_ARGUMENTS = """
             A linear layer on the LLM's last hidden state at the prompt's last token, that gives the number or the
             classes' logits. "alone": it is trained instead of the label's tokens. "beside": both, losses added.
             Whether it beats the LLM's own answers depends on the data (benchmarks/mse_answers.py), so "none", as in
-            the paper, is the default; where there is one, it answers."""
+            the paper, is the default; where there is one, it answers.
+        head_layers (`tuple[int]`, *optional*):
+            The layers of the LLM, counted from 1, whose states the head reads, mixed by learned weights. By default
+            only the last, behind the LLM's final norm. The middle knows more of a feeling (benchmarks/mse_smollm2.md),
+            and with a head alone the layers above need not run."""
 
 
 def known_to_peft():
@@ -95,6 +101,7 @@ class MseAdapterConfig(PeftConfig):
     language: str = field(default="en")
     prompt_template: str | None = field(default=None)
     head: str = field(default="none")
+    head_layers: tuple | None = field(default=None)
 
     def __post_init__(self):
         super().__post_init__()
@@ -140,6 +147,7 @@ class MseConfig(PreTrainedConfig):
     language: str = "en"
     prompt_template: str | None = None
     head: str = "none"
+    head_layers: tuple | list | None = None
     hidden_size: int | None = None
     backbone_name_or_path: str | None = None
     backbone_revision: str | None = None
@@ -192,6 +200,13 @@ def _check_adapter_fields(config):
     _require(config, "label_step", fits, f"a number above 0, at most the range's width {width}")
     _require(config, "language", config.language in LANGUAGES, f"one of {LANGUAGES}")
     _require(config, "head", config.head in HEADS, f"one of {HEADS}")
+    if config.head_layers is not None:
+        layers = config.head_layers
+        fits = isinstance(layers, (list, tuple)) and layers and all(map(_is_whole, layers))
+        fits = fits and all(lower < higher for lower, higher in itertools.pairwise(layers))
+        _require(config, "head_layers", fits, "rising whole numbers of at least 1, or None")
+        _require(config, "head_layers", config.head != "none", "None, as head is 'none'")
+        config.head_layers = tuple(layers)
     if config.prompt_template is not None:
         fits = isinstance(config.prompt_template, str) and all(
             config.prompt_template.count(place) == 1 for place in ("{pseudo_tokens}", "{text}")

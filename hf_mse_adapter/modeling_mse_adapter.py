@@ -26,6 +26,7 @@ from .adapted_language_model import (
     predict_with_adapter,
     prepare_inputs,
     require_embeddings_are_enough,
+    require_head_layers,
     train_only_adapter,
 )
 from .configuration_mse_adapter import MseAdapterConfig, MseConfig
@@ -137,6 +138,25 @@ class PseudoTokenProjector(nn.Module):
         return self.expansion(self.projection(fused)[..., None]).transpose(1, 2)
 
 
+class LayerMix(nn.Module):
+    """
+    Several layers' states to one: each brought to mean 0 and variance 1 over its width, then summed by weights that
+    are learned and add up to one (ELMo's scalar mix, arXiv 1802.05365, with layer normalisation).
+
+    Args:
+        num_layers (`int`)
+    """
+
+    def __init__(self, num_layers):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(num_layers))
+
+    def forward(self, states):
+        """[batch, layers, hidden_size] -> [batch, hidden_size]"""
+        weights = self.weight.softmax(dim=0)
+        return (F.layer_norm(states, states.shape[-1:]) * weights[:, None]).sum(dim=1)
+
+
 class MseAdapter(nn.Module):
     """
     All that is trained: two modality encoders, mixer, fusion, projector and, where the config wants it, a head.
@@ -153,7 +173,7 @@ class MseAdapter(nn.Module):
         super().__init__()
         self.audio_dim, self.vision_dim = config.audio_dim, config.vision_dim
         self.num_pseudo_tokens = config.num_pseudo_tokens
-        self.head_use, self.task = config.head, config.task
+        self.head_use, self.head_layers, self.task = config.head, config.head_layers, config.task
         dim = config.mixer_dim
         self.audio_encoder = ModalityEncoder(config.audio_dim, config.audio_hidden_size, dim, config.dropout)
         self.vision_encoder = ModalityEncoder(config.vision_dim, config.vision_hidden_size, dim, config.dropout)
@@ -162,6 +182,8 @@ class MseAdapter(nn.Module):
         self.projector = PseudoTokenProjector(dim, hidden_size, config.num_pseudo_tokens)
         if config.head != "none":
             self.head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(hidden_size, config.num_labels))
+        if config.head_layers is not None:
+            self.layer_mix = LayerMix(len(config.head_layers))
 
     @property
     def dtype(self):
@@ -187,9 +209,11 @@ class MseAdapter(nn.Module):
             return self.projector(self.multi_scale_fusion(mixed))
 
     def head_output(self, hidden_states):
-        """Number [batch, 1] or class logits [batch, classes] from the LLM's last hidden state [batch, hidden_size]."""
+        """Number [batch, 1] or class logits [batch, classes] from the LLM's last hidden state [batch, hidden_size], or
+        with `head_layers` from the states of these [batch, layers, hidden_size]."""
         with torch.autocast(hidden_states.device.type, enabled=False):
-            return self.head(hidden_states.to(self.dtype))
+            hidden_states = hidden_states.to(self.dtype)
+            return self.head(hidden_states if self.head_layers is None else self.layer_mix(hidden_states))
 
     def head_loss(self, output, label_values):
         """Mean absolute error, by which the field selects its models (choice), or cross entropy."""
@@ -235,6 +259,8 @@ class MseForConditionalGeneration(PreTrainedModel):
         # PyTorch's own initialisation, as without transformers
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
+        elif isinstance(module, LayerMix):
+            module.weight.zero_()
 
     @classmethod
     def from_backbone(cls, backbone, config):
@@ -314,7 +340,8 @@ class MseForConditionalGeneration(PreTrainedModel):
         except (IndexError, KeyError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"the weights in {folder} are damaged, or not those of its config: {error}") from error
         # a new head may be put on, to be trained
-        missing = sorted(name for name in loading_info.get("missing_keys", ()) if not name.startswith("adapter.head."))
+        head = ("adapter.head.", "adapter.layer_mix.")
+        missing = sorted(name for name in loading_info.get("missing_keys", ()) if not name.startswith(head))
         if missing:
             raise ValueError(f"the weights in {folder} lack {', '.join(missing)}")
         if backbone is None:
@@ -391,6 +418,7 @@ class MseForConditionalGeneration(PreTrainedModel):
             raise ValueError(
                 f"backbone has embeddings of width {width}; expected {self.config.hidden_size}, as hidden_size says"
             )
+        require_head_layers(self.config, backbone)
         self.language_model = backbone.requires_grad_(False)
         self.adapter.to(device_of(backbone.get_input_embeddings()))
         if getattr(backbone, "hf_device_map", None) is not None:

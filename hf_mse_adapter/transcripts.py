@@ -10,8 +10,8 @@ import re
 # "hell", "its" and "lets", which are words.
 _CONTRACTIONS = (
     "i'm i've you're you've you'll you'd he's she's they're they've they'll they'd we've that's that'll there's "
-    "here's what's where's who's isn't aren't wasn't weren't don't doesn't didn't haven't hasn't hadn't can't couldn't "
-    "won't wouldn't shouldn't mustn't needn't ain't could've should've would've might've must've y'all"
+    "here's what's where's who's isn't aren't wasn't weren't don't doesn't didn't haven't hasn't hadn't can't "
+    "couldn't won't wouldn't shouldn't mustn't needn't ain't could've should've would've might've must've y'all"
 )
 _APOSTROPHES = {word.replace("'", ""): word for word in _CONTRACTIONS.split()}
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")

@@ -17,6 +17,7 @@ from .adapted_language_model import (
     predict_with_adapter,
     prepare_inputs,
     require_embeddings_are_enough,
+    require_head_layers,
     train_only_adapter,
 )
 from .configuration_mse_adapter import MseAdapterConfig, known_to_peft
@@ -74,6 +75,7 @@ class MseAdapterModel(BaseTuner):
 
     def _prepare_model(self, peft_config, model):
         require_embeddings_are_enough(model)
+        require_head_layers(peft_config, model)
         embedding = model.get_input_embeddings()
         self._embedding_name = next(name for name, module in model.named_modules() if module is embedding)
 
