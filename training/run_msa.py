@@ -42,14 +42,12 @@ DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 @dataclass
 class DataArguments:
-    dataset: str = field(
-        default="simulated", metadata={"help": "simulated, mmsa, mse_adapter, parquet or ravdess_features."}
-    )
+    dataset: str = field(default="simulated", metadata={"help": f"{', '.join(LOADERS)}."})
     data_path: str | None = field(
         default=None,
         metadata={
-            "help": "mmsa, ravdess_features: the pickle. mse_adapter: one pickle per split, {split} standing for "
-            "train, valid and test. parquet: the folder."
+            "help": "mmsa, conversations, ravdess_features: the pickle. mse_adapter: one pickle per split, {split} "
+            "standing for train, valid and test. parquet: the folder."
         },
     )
     num_samples: int = field(default=1200, metadata={"help": "simulated: how many clips."})
@@ -92,7 +90,7 @@ class DataArguments:
             raise ValueError(f"data_path is missing; expected where the {self.dataset} data lies")
         if self.task not in ("regression", "classification"):
             raise ValueError(f"task is {self.task!r}; expected regression or classification")
-        tasks = {"mmsa": "regression", "ravdess_features": "classification"}
+        tasks = {"mmsa": "regression", "ravdess_features": "classification", "conversations": "classification"}
         if self.task != tasks.get(self.dataset, self.task):
             raise ValueError(
                 f"task is {self.task!r}; expected {tasks[self.dataset]}, as {self.dataset} has such labels"

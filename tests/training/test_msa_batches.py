@@ -2,7 +2,10 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+from datasets import ClassLabel, Dataset, Features, Sequence, Value
+from pyarrow import parquet
 
 from hf_mse_adapter import MseConfig, MseForConditionalGeneration, MseProcessor
 from training.checkpoints import EpochSampler
@@ -310,3 +313,52 @@ def test_text_that_is_none_is_named_with_its_sample(text):
 
 def test_withheld_text_is_withheld_from_the_context(dataset):
     assert MsaSamples(dataset, num_context_utterances=1, withhold=["text"])[0]["context"] == []
+
+
+def test_parquet_as_the_hub_and_datasets_write_it(dataset, tmp_path):
+    rows = dialogue(label="joy")
+    names = ["anger", "joy", "fear"]
+    features = Features(
+        {name: Value("string") for name in ("id", "text", "dialogue_id", "speaker")}
+        | {"audio": Sequence(Sequence(Value("float32"))), "vision": Sequence(Value("float32"))}
+        | {"utterance_id": Value("int64"), "label": ClassLabel(names=names)}
+    )
+    rows = [row | {"label": names.index(row["label"])} for row in dialogue()]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for part, some in enumerate((rows[:2], rows[2:])):
+        table = Dataset.from_list(some, features=features).rename_columns({"vision": "video", "label": "labels"})
+        table.to_parquet(folder / f"train-0000{part}-of-00002.parquet")
+    loaded = load_msa_parquet(tmp_path, "classification", cache_dir=str(tmp_path / "cache"))["train"]
+    for found, expected in zip(loaded, dataset, strict=True):
+        for field in expected:
+            np.testing.assert_array_equal(found[field], expected[field])
+    (folder / "train-00001-of-00002.parquet").unlink()
+    with pytest.raises(ValueError, match=r"holds the parts train-00000-of-00002\.parquet; expected all"):
+        load_msa_parquet(tmp_path, "classification")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"audio": b"RIFF"}, "audio must hold numbers.*it is bytes"),
+        ({"audio": {"bytes": b"RIFF", "path": "a.wav"}}, "audio must hold numbers"),
+        ({"vision": "face.npy"}, "vision must hold numbers.*it is str"),
+    ],
+)
+def test_a_parquet_files_bytes_are_no_features(tmp_path, change, message):
+    rows = [row | {"audio": row["audio"].tolist(), "vision": row["vision"].tolist()} | change for row in dialogue()]
+    table = pa.Table.from_pylist(rows)
+    parquet.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=message):
+        load_msa_parquet(tmp_path, "classification", cache_dir=str(tmp_path / "cache"))
+
+
+def test_ids_as_bytes_are_texts(dataset, tmp_path):
+    rows = [
+        row | {name: row[name].encode() for name in ("id", "dialogue_id", "speaker", "text", "label")}
+        for row in dialogue()
+    ]
+    found = samples_to_dataset(rows, "classification", "bytes")
+    for name in ("id", "dialogue_id", "speaker", "text", "label"):
+        assert list(found[name]) == list(dataset[name])

@@ -1,209 +1,22 @@
-"""The field's pickles load to what plain pickle makes of them, and a pickle that would run code runs nothing."""
+"""The field's pickles, layout by layout: what is in them arrives, and what is wrong with them is named."""
 
-import builtins
+import collections
 import math
 import os
 import pickle
-import struct
+import subprocess
+import sys
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
-from training.data import msa_pickles
 from training.data.msa_parquet import load_msa_parquet
-from training.data.msa_pickles import (
-    UnsafePickleError,
-    load_feature_dictionary_pickle,
-    load_mmsa_pickle,
-    load_mse_adapter_pickle,
-    load_pickle,
-)
+from training.data.msa_pickles import load_feature_dictionary_pickle, load_mmsa_pickle, load_mse_adapter_pickle
 from training.data.msa_samples import count_replaced
+from training.data.msa_splits import report_splits
 from training.data.ravdess import load_ravdess_features
-
-CONTENT = {
-    "float32": np.arange(12, dtype=np.float32).reshape(3, 4),
-    "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
-    "big endian": np.arange(4, dtype=">f8"),
-    "words": np.array(["one", "zwei", "三"]),
-    "bytes": np.array([b"a", b"bc"]),
-    "booleans": np.array([True, False]),
-    "objects": np.array([np.arange(2), "text", None, [np.float32(1.5)]], dtype=object),
-    "empty": np.zeros((0, 5), dtype=np.float32),
-    "empty words": np.array(["", ""]),
-    "scalars": [np.float64(0.1), np.int64(7), np.str_("id"), np.bool_(True)],
-    "builtins": ({1, 2}, frozenset("ab"), 1 + 2j, b"raw", bytearray(b"array"), None, True, 2**70, 0.5, (), [], {}),
-}
-
-
-def assert_same(found, expected):
-    assert type(found) is type(expected)
-    if isinstance(expected, np.ndarray):
-        assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
-    if isinstance(expected, np.ndarray) and expected.dtype != object:
-        np.testing.assert_array_equal(found, expected)
-    elif isinstance(expected, dict):
-        assert list(found) == list(expected)
-        for key, value in expected.items():
-            assert_same(found[key], value)
-    elif isinstance(expected, list | tuple | np.ndarray):
-        assert len(found) == len(expected)
-        for found_item, item in zip(found, expected, strict=True):
-            assert_same(found_item, item)
-    else:
-        assert found == expected
-
-
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_arrays_and_builtins_come_back_as_they_were(tmp_path, protocol):
-    path = tmp_path / "content.pkl"
-    path.write_bytes(pickle.dumps(CONTENT, protocol=protocol))
-    assert_same(load_pickle(path), CONTENT)
-
-
-def test_a_pickle_of_python_2(tmp_path):
-    # python2 -c "pickle.dumps({'label': numpy.array([1, 2], 'i2')}, 2)"
-    stream = (
-        b"\x80\x02}q\x00U\x05labelq\x01cnumpy.core.multiarray\n_reconstruct\nq\x02cnumpy\nndarray\nq\x03K\x00\x85U\x01b"
-        b"\x87Rq\x04(K\x01K\x02\x85cnumpy\ndtype\nq\x05U\x02i2K\x00K\x01\x87Rq\x06(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff"
-        b"\xff\xff\xffK\x00tb\x89U\x04\x01\x00\x02\x00tbs."
-    )
-    path = tmp_path / "old.pkl"
-    path.write_bytes(stream)
-    assert load_pickle(path)["label"].tolist() == [1, 2]
-
-
-def test_the_untouched_third_party_file(shared_data):
-    path = shared_data / "msa" / "legacy" / "original_ravdess_au_mfcc.pkl"
-    content = load_pickle(path)
-    with path.open("rb") as file:
-        expected = pickle.load(file)  # our own copy, known to be harmless
-    assert content.keys() == expected.keys()
-    assert all(np.array_equal(content[key], expected[key]) for key in expected)
-
-
-class Calls:
-    """Pickles as a call: what an attacker's object looks like."""
-
-    def __init__(self, function, *arguments):
-        self.call = (function, arguments)
-
-    def __reduce__(self):
-        return self.call
-
-
-def by_name(module, name, *arguments):
-    """A stream that calls module.name, for names that pickle itself would not write."""
-    return f"c{module}\n{name}\n".encode() + pickle.dumps(arguments, 0)[:-1] + b"R."
-
-
-class Forged(Calls):
-    """Pickles as a call whose result is then given a state."""
-
-    def __init__(self, function, arguments, state):
-        self.call = (function, arguments, state)
-
-
-def forged_array(state):
-    """A stream that builds a type of eight bytes from `state` and reads eight chosen bytes as an array of it."""
-    dtype = Forged(np.dtype, ("f8", False, True), state)
-    array = Forged(np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), (1, (1,), dtype, False, b"A" * 8))
-    return pickle.dumps(array)
-
-
-def make_exploits(marker):
-    command = f"touch {marker}"
-    code = f"__import__('os').system({command!r})"
-    return {
-        "os.system": (pickle.dumps(Calls(os.system, command)), f"{os.system.__module__}.system"),
-        "eval": (pickle.dumps(Calls(eval, code)), "builtins.eval"),
-        "exec, python 2": (by_name("__builtin__", "exec", code), "__builtin__.exec"),
-        "exec, protocol 4": (pickle.dumps(Calls(exec, code), 4), "builtins.exec"),
-        "getattr": (pickle.dumps(Calls(getattr, "", "format")), "builtins.getattr"),
-        "import": (pickle.dumps(Calls(builtins.__import__, "os")), "builtins.__import__"),
-        "subprocess": (by_name("subprocess", "check_output", ["touch", str(marker)]), "subprocess.check_output"),
-        "dotted name": (b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x94\x93.", "numpy.ndarray.tofile"),
-        "numpy's exec": (
-            by_name("numpy.testing._private.utils", "runstring", code, {}),
-            "numpy.testing._private.utils.runstring",
-        ),
-        "numpy.load": (by_name("numpy", "load", str(marker)), "numpy.load"),
-        "memmap": (by_name("numpy", "memmap", str(marker), "uint8", "w+", 0, [1]), "numpy.memmap"),
-        "inside a list": (pickle.dumps([1, {"features": Calls(os.system, command)}]), "system"),
-        "inside an object array": (pickle.dumps(np.array([Calls(os.system, command), 1], dtype=object)), "system"),
-        "as a dictionary key": (pickle.dumps({(Calls(os.system, command),): 1}), "system"),
-        "instance": (b"(S'" + command.encode() + b"'\nios\nsystem\n.", "os.system"),
-        "numpy.ndarray over foreign memory": (by_name("numpy", "ndarray", [1], "O", b"\x41" * 8), "numpy.ndarray"),
-        "the state of a class": (b"cnumpy\nndarray\n(N}S'__doc__'\nI1\nstb.", ""),
-        "the state of a stand": (b"c_codecs\nencode\n(N}S'__new__'\ncnumpy\nndarray\nstb.", ""),
-        "a codec": (by_name("_codecs", "encode", "x", "rot13"), "rot13"),
-        "a class as a value": (b"cnumpy\ndtype\n.", ""),
-    }
-
-
-EXPLOITS = sorted(make_exploits("marker"))
-
-
-@pytest.mark.parametrize("name", EXPLOITS)
-def test_a_pickle_that_would_run_code_is_refused_by_name_and_runs_nothing(tmp_path, name):
-    marker = tmp_path / "it_ran"
-    stream, offending = make_exploits(marker)[name]
-    path = tmp_path / "features.pkl"
-    path.write_bytes(stream)
-    with pytest.raises(ValueError) as caught:
-        load_pickle(path)
-    assert str(path) in str(caught.value)
-    assert offending in str(caught.value)
-    assert isinstance(msa_pickles._PickledClass.__doc__, str)
-    assert not marker.exists()
-
-
-def test_the_exploit_is_real(tmp_path):
-    marker = tmp_path / "it_ran"
-    pickle.loads(make_exploits(marker)["os.system"][0])
-    assert marker.exists()
-
-
-@pytest.mark.parametrize(
-    "state",
-    [
-        (3, "<", None, ("a",), {"a": (np.dtype("f8"), 0)}, 8, 8, 0),  # a structure, whose offsets could point anywhere
-        (3, "|", (np.dtype("f8"), (1 << 40,)), None, None, 8, 8, 0),  # a subarray
-        (3, "x", None, None, None, -1, -1, 0),
-    ],
-)
-def test_a_forged_array_type_is_refused(tmp_path, state):
-    path = tmp_path / "forged.pkl"
-    path.write_bytes(forged_array(state))
-    with pytest.raises(UnsafePickleError, match="structured array"):
-        load_pickle(path)
-
-
-def test_a_number_type_that_claims_to_hold_objects_stays_a_number_type(tmp_path):
-    # with numpy's own unpickling, the flags 63 make eight chosen bytes a pointer
-    path = tmp_path / "forged.pkl"
-    path.write_bytes(forged_array((3, "<", None, None, None, -1, -1, 63)))
-    assert load_pickle(path).dtype == np.float64
-
-
-@pytest.mark.parametrize(
-    "stream",
-    [
-        b"",
-        b"not a pickle",
-        pickle.dumps(CONTENT)[:200],
-        b"\x80\x04]\x94h\x00a.",  # a list that holds itself
-        pickle.dumps(np.arange(4.0), 2).replace(struct.pack("<d", 3.0), b""),  # fewer bytes than the shape wants
-        b"(" * 10 + b".",
-        b"P0\n.",
-        b"]" * 100_000 + b"a" * 99_999 + b".",
-    ],
-)
-def test_a_damaged_pickle_is_one_clear_error(tmp_path, stream):
-    path = tmp_path / "damaged.pkl"
-    path.write_bytes(stream)
-    with pytest.raises(ValueError, match=r"damaged\.pkl"):
-        load_pickle(path)
 
 
 def mmsa_split(size=3, steps=5, **columns):
@@ -235,6 +48,9 @@ def test_mmsa_layout_of_mosi(shared_data):
 
 def test_unaligned_features_are_cut_to_their_lengths(tmp_path):
     split = mmsa_split(audio_lengths=[5, 2, 0], vision_lengths=np.array([1, 5, 3]))
+    for modality in ("audio", "vision"):
+        for values, length in zip(split[modality], split[f"{modality}_lengths"], strict=True):
+            values[length:] = 0
     dataset = load_mmsa_pickle(write(tmp_path / "unaligned.pkl", {"train": split}))["train"]
     assert [len(audio) for audio in dataset["audio"]] == [5, 2, 0]
     assert [len(vision) for vision in dataset["vision"]] == [1, 5, 3]
@@ -248,6 +64,90 @@ def test_aligned_features_lose_the_zeros_at_their_ends_only(tmp_path):
     dataset = load_mmsa_pickle(write(tmp_path / "aligned.pkl", {"valid": split}))["valid"]
     assert [len(audio) for audio in dataset["audio"]] == [3, 0, 5]
     assert dataset[1]["audio"].shape == (0, 4)
+
+
+@pytest.mark.parametrize("front", [True, False], ids=["front", "end"])
+@pytest.mark.parametrize("lengths", ["the field's script", "true", "none", "longest"])
+def test_padding_is_found_wherever_it_is_and_told(tmp_path, front, lengths, capsys):
+    generator, true = np.random.default_rng(0), [7, 20, 1, 5, 12, 19]
+    audio = np.zeros((6, 20, 4), np.float32)
+    for values, steps in zip(audio, true, strict=True):
+        values[20 - steps :] = generator.normal(5, 1, (steps, 4))
+        if not front:
+            values[:] = np.roll(values, steps, axis=0)
+    audio[3] = true[3] = 0  # this clip has no sound
+    by_script = [max(1, next((i for i, row in enumerate(values) if row.sum() == 0), 20)) for values in audio]
+    stated = {"the field's script": by_script, "true": true, "longest": [20] * 6}.get(lengths)
+    split = mmsa_split(6, 20, audio=audio) | ({} if stated is None else {"audio_lengths": stated})
+    dataset = load_mmsa_pickle(write(tmp_path / "padded.pkl", {"train": split}))["train"]
+    expected = true if front or lengths != "longest" else [20 if steps else 0 for steps in true]
+    assert [len(values) for values in dataset["audio"]] == expected
+    for found, values, steps in zip(dataset["audio"], audio, true, strict=True):
+        np.testing.assert_array_equal(found[:steps], values[20 - steps :] if front else values[:steps])
+    report_splits({"train": dataset})
+    printed = capsys.readouterr().out
+    where = "in front in 4 clips, " if front else "at the end in 4 clips, " if lengths != "longest" else ""
+    assert f"train: zeros of audio taken for padding: {where}all of it (a missing modality) in 1 clips" in printed
+
+
+def test_a_length_that_contradicts_the_zeros_is_refused_by_sample(tmp_path):
+    split = mmsa_split(audio_lengths=[5, 3, 5])
+    with pytest.raises(ValueError, match=r"train, sample video1\$_\$1: audio_lengths is 3, but of 5 steps"):
+        load_mmsa_pickle(write(tmp_path / "short.pkl", {"train": split}))
+
+
+def test_other_names_of_splits_fields_and_values_are_taken(tmp_path):
+    plain = mmsa_split()
+    expected = load_mmsa_pickle(write(tmp_path / "plain.pkl", {"valid": plain}))["valid"]
+    renamed = collections.OrderedDict(plain)
+    renamed["video"], renamed["labels"] = torch.tensor(renamed.pop("vision")), renamed.pop("regression_labels")
+    renamed["id"] = np.array([name.encode() for name in plain["id"]])
+    renamed["audio"] = list(map(torch.tensor, plain["audio"]))
+    for name in ("dev", "validation", "val"):
+        found = load_mmsa_pickle(write(tmp_path / f"{name}.pkl", {name: renamed}))["valid"]
+        for one, other in zip(found, expected, strict=True):
+            assert one.keys() == other.keys()
+            assert all(np.array_equal(one[field], other[field]) for field in one)
+    with pytest.raises(ValueError, match="has the splits valid and dev"):
+        load_mmsa_pickle(write(tmp_path / "both.pkl", {"valid": plain, "dev": plain}))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"visions": "vision"}, "train has no vision, but visions; expected vision or one of its other names: video"),
+        ({"video": None}, "has both vision and another name of it"),
+        ({"raw_audio": "audio"}, "train has no audio, but raw_audio"),
+    ],
+)
+def test_features_under_a_name_that_nobody_knows_are_refused(tmp_path, change, message):
+    split = mmsa_split(text_bert=np.zeros((3, 3, 50), np.float32))
+    for name, own in change.items():
+        split[name] = split["vision"] if own is None else split.pop(own)
+    with pytest.raises(ValueError, match=message):
+        load_mmsa_pickle(write(tmp_path / "names.pkl", {"train": split}))
+
+
+def test_a_large_file_is_never_in_memory(tmp_path):
+    """Features of 96 MB, of which loading may hold a few, and the second process nothing."""
+    split = mmsa_split(120, 1000, audio=np.random.default_rng(0).random((120, 1000, 200), np.float32))
+    path = write(tmp_path / "large.pkl", {"train": split})
+    code = f"""
+from training.data.msa_pickles import load_mmsa_pickle
+def kilobytes(field):
+    return int(open("/proc/self/status").read().split(field + ":")[1].split()[0])
+before = kilobytes("VmRSS")
+train = load_mmsa_pickle({str(path)!r})["train"]
+print(kilobytes("VmHWM") - before, float(train[119]["audio"].sum()), train.cache_files[0]["filename"])
+"""
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    run = partial(subprocess.Popen, [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+    outputs = [process.communicate()[0].split() for process in (run(), run())]
+    for grown, total, _ in outputs:
+        assert int(grown) < 64 * 1024
+        assert float(total) == pytest.approx(split["audio"][119].sum(), rel=1e-5)
+    assert outputs[0][2] == outputs[1][2]
+    assert len(list((tmp_path / "cache").rglob("*.arrow"))) == 1
 
 
 def test_values_that_are_no_numbers_become_their_features_mean_and_are_counted(tmp_path):
@@ -272,6 +172,8 @@ def test_values_that_are_no_numbers_become_their_features_mean_and_are_counted(t
         ({"regression_labels": np.array([1.0])}, "regression_labels has 1 entries, id has 3"),
         ({"id": ["a", "b", "a"]}, "the id a occurs twice"),
         ({"audio": np.array([["a"], ["b"], ["c"]])}, "audio must hold numbers"),
+        ({"audio": [b"RIFF", b"RIFF", b"RIFF"]}, r"audio must hold numbers \[time, dim\].*it is bytes"),
+        ({"id": [["video", 1], ["video", 2], ["video", 3]]}, "id must be a string"),
     ],
 )
 def test_a_column_that_is_wrong_is_named(tmp_path, change, message):
@@ -301,9 +203,21 @@ def test_mse_adapter_layout(shared_data):
     assert (dataset[0]["text"], dataset[0]["label"]) == (entry["features"]["text"], entry["label"])
 
 
+def test_an_mse_adapter_files_other_names_and_padding(tmp_path):
+    vision, audio = np.eye(4, 2)[[2, 3, 0, 1]], np.eye(5, 3)
+    features = collections.defaultdict(list, text="no", acoustic=torch.tensor(audio), vision=vision, vision_len=1)
+    dataset = load_mse_adapter_pickle(write(tmp_path / "renamed.pkl", [{"features": features, "label": 1}]))
+    np.testing.assert_array_equal(dataset[0]["audio"], audio[:3])
+    np.testing.assert_array_equal(dataset[0]["vision"], vision[2:])
+    assert (dataset[0]["audio_padding"], dataset[0]["vision_padding"]) == ("end", "front")
+    features = {"text": "no", "audio": audio, "face": vision}
+    with pytest.raises(ValueError, match="entry 0 has no vision, but face"):
+        load_mse_adapter_pickle(write(tmp_path / "unknown.pkl", [{"features": features, "label": 1}]))
+
+
 def test_mse_adapter_layout_with_numbered_classes_and_missing_modalities(tmp_path):
     entries = [
-        {"features": {"text": "你好", "audio": np.ones((4, 3)), "audio_len": 2, "video": None}, "label": np.int64(6)},
+        {"features": {"text": "你好", "audio": np.eye(4, 3), "audio_len": 3, "video": None}, "label": np.int64(6)},
         {
             "features": {"text": "嗯", "audio": [], "video": [[1.0, 2.0]]},
             "label": 0,
@@ -313,7 +227,7 @@ def test_mse_adapter_layout_with_numbered_classes_and_missing_modalities(tmp_pat
     ]
     dataset = load_mse_adapter_pickle(write(tmp_path / "chinese.pkl", entries))
     assert list(dataset["label"]) == ["6", "0"]
-    assert [audio.shape for audio in dataset["audio"]] == [(2, 3), (0, 3)]
+    assert [audio.shape for audio in dataset["audio"]] == [(3, 3), (0, 3)]
     assert [vision.shape for vision in dataset["vision"]] == [(0, 2), (1, 2)]
     assert (dataset[1]["dialogue_id"], dataset[1]["speaker"]) == ("d1", "甲")
 

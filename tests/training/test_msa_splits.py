@@ -25,3 +25,15 @@ def test_class_numbers_get_their_recipes_names(tmp_path, dataset, labels):
     assert {split: list(rows["label"]) for split, rows in load_splits(data).items()} == {
         "train": expected, "valid": expected
     }  # fmt: skip
+
+
+def test_classes_counted_from_one_are_not_given_their_neighbours_names(tmp_path):
+    for split in ("train", "valid"):
+        entries = [{"features": {"text": "a"}, "label": label} for label in range(1, 7)]
+        (tmp_path / f"{split}.pkl").write_bytes(pickle.dumps(entries))
+    names = ["happy", "sad", "neutral", "angry", "excited", "frustrated", "other"]
+    data = DataArguments(
+        dataset="mse_adapter", task="classification", labels=names, data_path=str(tmp_path / "{split}.pkl")
+    )
+    with pytest.raises(ValueError, match="the classes are numbered 1, 2, 3, 4, 5, 6, but labels has 7 names"):
+        load_splits(data)

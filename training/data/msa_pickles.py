@@ -1,4 +1,4 @@
-"""The pickles that multimodal sentiment analysis passes around, read without running a line of them.
+"""The pickles that multimodal sentiment analysis passes around, read without running a line of them (`load_pickle`).
 
 Three layouts:
 
@@ -7,296 +7,194 @@ Three layouts:
 - MSE-Adapter's (MELD, CHERMA, IEMOCAP): a list of {features: {text, audio, video, audio_len, video_len}, label}, one
   file per split;
 - a dictionary id -> feature vector, as feature files of RAVDESS come.
-
-A pickle is a program. `load_pickle` admits numpy arrays and builtin containers only, and builds even those itself:
-numpy's own constructors can be talked into reading foreign memory by a forged dtype.
 """
 
 import logging
 import math
-import pickle
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from training.data.msa_samples import SPLITS, samples_to_dataset
+from training.data.arrow_cache import shared_dataset
+from training.data.msa_padding import without_padding
+from training.data.msa_samples import (
+    MODALITIES,
+    SPLIT_NAMES,
+    SPLITS,
+    clean_sample,
+    fit_widths,
+    sample_features,
+    samples_to_dataset,
+)
+from training.data.restricted_pickle import ArrayInFile, load_pickle
 
 logger = logging.getLogger(__name__)
 
-
-class UnsafePickleError(ValueError):
-    """A pickle asks for something else than numpy arrays and builtin containers. Nothing of it has run."""
-
-
-def load_pickle(path):
-    """Read a pickle of dicts, lists, tuples, sets, strings, numbers and numpy arrays (also of objects).
-
-    Args:
-        path (str or Path): pickles of Python 2 and 3, protocols 0 to 5.
-
-    Returns:
-        The object. Its arrays may be read-only.
-
-    Raises:
-        OSError: the file cannot be read.
-        UnsafePickleError: it names any other global; the message says which.
-        ValueError: it is not a pickle, is damaged, or holds an array whose dtype and bytes do not fit each other.
-    """
-    with open(path, "rb") as file:
-        unpickler = _RestrictedUnpickler(file, encoding="latin1")
-        try:
-            return _with_arrays(unpickler.load())
-        except UnsafePickleError as error:
-            raise UnsafePickleError(f"{path} is refused: {error}") from None
-        # whatever a damaged or hostile stream makes the unpickler stumble over, the caller hears one kind of error
-        except (
-            pickle.UnpicklingError,
-            ArithmeticError,
-            AttributeError,
-            EOFError,
-            LookupError,
-            MemoryError,
-            RecursionError,
-            TypeError,
-            ValueError,
-        ) as error:
-            raise ValueError(
-                f"{path} cannot be read as a pickle of features: {type(error).__name__}: {error}"
-            ) from None
-
-
-class _PickledDtype:
-    """Stands where the pickle says numpy.dtype: keeps the type's name, refuses structures, ignores flags."""
-
-    __slots__ = ("dtype",)
-
-    def __init__(self, code, align=False, copy=True):
-        if not isinstance(code, str) or code[:1] not in "biufcSUO" or not (code[1:] or "0").isdigit():
-            raise UnsafePickleError(f"it asks for the array type {code!r}; only plain numbers, strings and objects")
-        self.dtype = np.dtype(code)
-
-    def __setstate__(self, state):
-        _version, byte_order, subarray, names, fields, *_ = state
-        if (subarray, names, fields) != (None, None, None) or byte_order not in ("<", ">", "|", "="):
-            raise UnsafePickleError("it asks for a structured array; only plain numbers, strings and objects")
-        self.dtype = self.dtype.newbyteorder(byte_order)
-
-
-class _PickledClass:
-    """Stands where the pickle says numpy.ndarray: a name to pass on, never called."""
-
-    __slots__ = ()
-
-    def __new__(cls, *_):
-        raise UnsafePickleError("it calls numpy.ndarray itself, which no pickled array does")
-
-    def __setstate__(self, state):
-        raise UnsafePickleError("it sets the state of numpy.ndarray itself")
-
-
-class _PickledArray:
-    """Stands where the pickle says numpy's _reconstruct: an array in the making."""
-
-    __slots__ = ("content", "dtype", "order", "shape")
-
-    def __init__(self, array_class, shape, code):
-        if array_class is not _PickledClass:
-            raise UnsafePickleError(f"it asks for an array of the class {array_class!r}")
-        self.content = None
-
-    def __setstate__(self, state):
-        _version, shape, dtype, is_fortran, content = state
-        self._fill(content, dtype, shape, "F" if is_fortran else "C")
-
-    def _fill(self, content, dtype, shape, order):
-        if not isinstance(dtype, _PickledDtype):
-            raise UnsafePickleError(f"it gives an array the type {dtype!r}")
-        self.dtype, self.order = dtype.dtype, order
-        self.shape = tuple(int(size) for size in shape)
-        # Python 2 wrote an array's bytes as a str, which arrives here as latin1 text
-        self.content = content.encode("latin1") if isinstance(content, str) else content
-
-    def build(self, resolve):
-        """The array itself; `resolve` turns each object of an object array."""
-        if self.content is None:
-            return np.empty(0, dtype=bool)
-        size = math.prod(self.shape)
-        if self.dtype.hasobject:
-            if not isinstance(self.content, list) or len(self.content) != size:
-                raise ValueError(f"an object array of shape {self.shape} does not come with {size} objects")
-            array = np.empty(size, dtype=object)
-            for index, item in enumerate(self.content):
-                array[index] = resolve(item)
-        else:
-            if not isinstance(self.content, bytes | bytearray) or len(self.content) != size * self.dtype.itemsize:
-                raise ValueError(f"an array of shape {self.shape} and type {self.dtype} comes with other bytes")
-            # frombuffer knows no zero-width strings and no empty buffers
-            array = np.frombuffer(self.content, self.dtype) if len(self.content) else np.zeros(size, self.dtype)
-        return array.reshape(self.shape, order=self.order)
-
-
-class _PickledBuffer(_PickledArray):
-    """Stands where the pickle says numpy's _frombuffer (protocol 5)."""
-
-    __slots__ = ()
-
-    def __init__(self, buffer, dtype, shape, order):
-        if order not in ("C", "F"):
-            raise UnsafePickleError(f"it asks for an array in the order {order!r}")
-        self._fill(buffer, dtype, shape, order)
-
-
-class _PickledScalar(_PickledArray):
-    """Stands where the pickle says numpy's scalar."""
-
-    __slots__ = ()
-
-    def __init__(self, dtype, content=None):
-        self._fill(
-            [content] if isinstance(dtype, _PickledDtype) and dtype.dtype.hasobject else content, dtype, (), "C"
-        )
-
-    def build(self, resolve):
-        return super().build(resolve)[()]
-
-
-class _PickledBytes:
-    """Stands where the pickle says _codecs.encode, which is how protocols 0 to 2 write bytes: gives those bytes."""
-
-    __slots__ = ()
-
-    def __new__(cls, text, encoding="latin1"):
-        if encoding not in ("latin1", "latin-1"):
-            raise UnsafePickleError(f"it asks for the codec {encoding!r}")
-        return text.encode("latin1")
-
-    def __setstate__(self, state):
-        raise UnsafePickleError("it sets the state of _codecs.encode")
-
-
-_NUMPY_STANDS = {
-    ("multiarray", "_reconstruct"): _PickledArray,
-    ("multiarray", "scalar"): _PickledScalar,
-    ("numeric", "_frombuffer"): _PickledBuffer,
+# raise it when what is read here gives other rows than before: it keeps old caches from being used
+CACHE_VERSION = 1
+# of features that are read at once
+CHUNK_BYTES = 8 << 20
+MMSA_FIELDS = ("id", "raw_text", "regression_labels", "audio_lengths", "vision_lengths")
+# the field's other names, of modalities, their lengths and the label
+OTHER_NAMES = {"video": "vision", "visual": "vision", "acoustic": "audio"}
+MMSA_ALIASES = OTHER_NAMES | {f"{other}_lengths": f"{own}_lengths" for other, own in OTHER_NAMES.items()}
+MMSA_ALIASES |= {"labels": "regression_labels"}
+MSE_ADAPTER_ALIASES = OTHER_NAMES | {
+    f"{name}_{ending}": f"{own}_len"
+    for name, own in (OTHER_NAMES | {"audio": "audio", "vision": "vision"}).items()
+    for ending in ("len", "length", "lengths")
 }
-_ADMITTED = {
-    **{
-        (f"numpy.{core}.{module}", name): stand
-        for core in ("core", "_core")
-        for (module, name), stand in _NUMPY_STANDS.items()
-    },
-    ("numpy", "ndarray"): _PickledClass,
-    ("numpy", "dtype"): _PickledDtype,
-    ("_codecs", "encode"): _PickledBytes,
-    # what old protocols write by name; every other builtin type has its own opcode
-    **{("builtins", kind.__name__): kind for kind in (set, frozenset, complex, bytearray, bytes)},
-}
+# arrays that these files hold beside audio and vision: embeddings of the text, labels of single modalities
+KNOWN_FEATURES = ("text", "text_bert", "glove", "bert", "classification_labels", "regression_labels")
 
 
-class _RestrictedUnpickler(pickle.Unpickler):
-    def find_class(self, module, name):
-        # Python 2 called the module so
-        admitted = _ADMITTED.get(("builtins" if module == "__builtin__" else module, name))
-        if admitted is None:
-            raise UnsafePickleError(
-                f"it asks for {module}.{name}; only numpy arrays and builtin containers are admitted"
-            )
-        return admitted
-
-
-def _with_arrays(value):
-    """`value` with the stands replaced by what they stand for, containers included; each object once."""
-    done = {}
-
-    def resolve(value):
-        if isinstance(value, str | bytes | int | float | complex | bytearray | None):
-            return value
-        if isinstance(value, type):
-            raise UnsafePickleError(f"it holds the class {value.__name__} as a value")
-        if id(value) not in done:
-            done[id(value)] = None
-            done[id(value)] = build(value)
-        elif done[id(value)] is None:
-            raise ValueError("a container holds itself")
-        return done[id(value)]
-
-    def build(value):
-        if isinstance(value, _PickledArray):
-            return value.build(resolve)
-        if isinstance(value, _PickledDtype):
-            return value.dtype
-        if isinstance(value, dict):
-            return {resolve(key): resolve(item) for key, item in value.items()}
-        return type(value)(resolve(item) for item in value)
-
-    return resolve(value)
-
-
-def load_mmsa_pickle(path):
+def load_mmsa_pickle(path, cache_dir=None):
     """Load a pickle in MMSA's layout (CMU-MOSI, CMU-MOSEI, CH-SIMS, CH-SIMS v2; aligned or unaligned).
 
-    The label is `regression_labels` (the multimodal one of the SIMS family). Features are cut to `audio_lengths` and
-    `vision_lengths`; aligned files have none: there the all-zero steps at either end are taken for padding (a choice).
+    The label is `regression_labels` (the multimodal one of the SIMS family). What is padding in audio and vision is
+    found as `without_padding` says, with `audio_lengths` and `vision_lengths` where the file has them. The features
+    are never all in memory: they go from the file into an Arrow cache, which processes share.
+
+    Args:
+        path (str or Path): the pickle.
+        cache_dir (str, optional): place of the Arrow cache instead of the one of `datasets`.
 
     Returns:
-        dict[str, Dataset]: by split, of those of train, valid and test that the file has.
+        dict[str, Dataset]: by split, of those of train, valid (or validation, dev, val) and test that the file has.
 
     Raises:
         OSError, UnsafePickleError: as `load_pickle`.
-        ValueError: the content is not of this layout; the message names split and field.
+        ValueError: the content is not of this layout, or lengths and zeros contradict each other; the message names
+            split, field and sample.
     """
-    content = load_pickle(path)
+    content = load_pickle(path, leave_large_arrays=True)
     if not isinstance(content, dict) or not all(isinstance(split, dict) for split in content.values()):
         raise ValueError(f"{path} is not in MMSA's layout: expected a dict of splits, each a dict of columns")
-    unused = sorted(str(split) for split in content if split not in SPLITS)
+    names = {split: [name for name in names if name in content] for split, names in SPLIT_NAMES.items()}
+    for split, found in names.items():
+        if len(found) > 1:
+            raise ValueError(f"{path} has the splits {' and '.join(found)}; expected one {split} split")
+    names = {split: found[0] for split, found in names.items() if found}
+    unused = sorted(str(split) for split in content if split not in names.values())
     if unused:
         logger.warning("%s: the splits %s are not used", path, ", ".join(unused))
-    datasets = {
-        split: samples_to_dataset(_mmsa_samples(content[split], f"{path}, {split}"), "regression", f"{path}, {split}")
-        for split in SPLITS
-        if split in content
-    }
-    if not datasets:
+    if not names:
         raise ValueError(f"{path} has none of the splits {', '.join(SPLITS)}, but {', '.join(unused) or 'nothing'}")
-    return datasets
+    state = Path(path).stat()
+    loaded = {}
+    for split, name in names.items():
+        source = f"{path}, {name}"
+        columns = _mmsa_columns(content[name], source)
+        widths = {modality: _width_of(columns.get(modality)) for modality in MODALITIES}
+        loaded[split] = shared_dataset(
+            partial(_mmsa_rows, columns, widths, source),
+            sample_features(widths["audio"], widths["vision"], "regression"),
+            key=(CACHE_VERSION, str(Path(path).resolve()), state.st_size, state.st_mtime_ns, name),
+            name=f"{Path(path).stem}-{split}",
+            cache_dir=cache_dir,
+        )
+    return loaded
 
 
-def _mmsa_samples(columns, name):
+def _mmsa_columns(columns, name):
+    """The columns by their own names, all as long as the ids."""
+    columns = _renamed(columns, MMSA_ALIASES, name)
     for field in ("id", "raw_text", "regression_labels"):
         if field not in columns:
             raise ValueError(f"{name}: the field {field} is missing; present are {', '.join(map(str, columns))}")
+    for modality in MODALITIES:
+        if modality not in columns:
+            _refuse_unknown_features(columns, modality, name)
     size = len(columns["id"])
+    if not size:
+        raise ValueError(f"{name} holds no samples")
     for field in ("raw_text", "regression_labels", "audio", "vision", "audio_lengths", "vision_lengths"):
         if field in columns and len(columns[field]) != size:
             raise ValueError(f"{name}: {field} has {len(columns[field])} entries, id has {size}")
-    for index in range(size):
-        sample = {
-            "id": str(columns["id"][index]),
-            "text": columns["raw_text"][index],
-            "label": columns["regression_labels"][index],
-        }
-        for modality in ("audio", "vision"):
-            if modality in columns:
-                values = np.atleast_2d(columns[modality][index])
-                lengths = columns.get(f"{modality}_lengths")
-                if lengths is None:
-                    sample[modality] = _without_zero_ends(values)
-                else:
-                    steps = _true_steps(lengths[index], values, f"{name}, sample {sample['id']}: {modality}_lengths")
-                    sample[modality] = values[:steps]
-        yield sample
+    return columns
 
 
-def _true_steps(length, values, name):
-    length = length.item() if isinstance(length, np.generic | np.ndarray) and np.size(length) == 1 else length
-    if not isinstance(length, int | float) or not 0 <= length <= len(values) or length != int(length):
-        raise ValueError(f"{name} must be a whole number from 0 to {len(values)}, but is {length!r}")
-    return int(length)
+def _width_of(column):
+    """Features of a step; 1 where there is none, so that a column can exist."""
+    if column is None:
+        return 1
+    if not isinstance(column, list | tuple) and column.ndim > 1:
+        return column.shape[-1]
+    shapes = (np.shape(values) for values in column if values is not None)
+    return next((shape[-1] for shape in shapes if shape and math.prod(shape)), 1)
 
 
-def _without_zero_ends(values):
-    steps = np.flatnonzero(np.any(values != 0, axis=1))
-    return values[steps[0] : steps[-1] + 1] if len(steps) else values[:0]
+def _mmsa_rows(columns, widths, name):
+    rows = (clean_sample(sample, "regression", name) for sample in _mmsa_samples(columns, name))
+    return fit_widths(rows, widths, name)
+
+
+def _mmsa_samples(columns, name):
+    used = {field: columns[field] for field in (*MMSA_FIELDS, *MODALITIES) if field in columns}
+    row_bytes = sum(
+        column.dtype.itemsize * math.prod(column.shape[1:])
+        for column in used.values()
+        if isinstance(column, ArrayInFile)
+    )
+    chunk = min(256, max(1, CHUNK_BYTES // max(1, row_bytes)))
+    for start in range(0, len(columns["id"]), chunk):
+        part = {field: column[start : start + chunk] for field, column in used.items()}
+        for index in range(len(part["id"])):
+            sample = {
+                "id": part["id"][index],
+                "text": part["raw_text"][index],
+                "label": part["regression_labels"][index],
+            }
+            for modality in MODALITIES:
+                if modality in part:
+                    lengths = part.get(f"{modality}_lengths")
+                    sample |= _cut(
+                        part[modality][index],
+                        None if lengths is None else lengths[index],
+                        modality,
+                        f"{name}, sample {sample['id']}: {modality}_lengths",
+                    )
+            yield sample
+
+
+def _cut(values, length, modality, name):
+    """`{modality: true steps, modality_padding: where padding was}`; what are no numbers stays, to be named later."""
+    array = np.asarray(values) if values is not None and len(values) else None
+    if array is None or array.dtype.kind not in "biuf" or array.ndim > 2:
+        return {modality: values}
+    values, padding = without_padding(np.atleast_2d(array), length, name)
+    return {modality: values, f"{modality}_padding": padding}
+
+
+def _renamed(fields, aliases, name):
+    """A dict with its fields called as we call them; ValueError where two fields mean the same."""
+    renamed = {}
+    for field, value in fields.items():
+        own = aliases.get(field, field)
+        if own in renamed and value is not None and renamed[own] is not None:
+            raise ValueError(f"{name} has both {own} and another name of it; expected one")
+        if renamed.get(own) is None:
+            renamed[own] = value
+    return renamed
+
+
+def _refuse_unknown_features(fields, modality, name):
+    """Raise ValueError where a modality may be there under a name that nobody knows."""
+    candidates = [
+        str(field)
+        for field, value in fields.items()
+        if field not in KNOWN_FEATURES and field not in MODALITIES and _may_be_features(value)
+    ]
+    if candidates:
+        raise ValueError(
+            f"{name} has no {modality}, but {', '.join(candidates)}; expected {modality} or one of its other names: "
+            f"{', '.join(other for other, own in MMSA_ALIASES.items() if own == modality)}"
+        )
+
+
+def _may_be_features(value):
+    return getattr(value, "ndim", 0) >= 2 and value.dtype.kind == "f" and value.shape[-1] > 1
 
 
 def load_mse_adapter_pickle(path, task="classification"):
@@ -328,11 +226,12 @@ def _mse_adapter_samples(entries, path):
         sample = {"id": f"{path.stem}_{index}", "dialogue_id": f"{path.stem}_{index}"}
         sample |= {field: entry[field] for field in ("id", "dialogue_id", "utterance_id", "speaker") if field in entry}
         sample |= {"text": features["text"], "label": entry["label"]}
-        for modality, field, length in (("audio", "audio", "audio_len"), ("vision", "video", "video_len")):
-            values = features.get(field)
-            if values is not None and length in features:
-                values = values[: _true_steps(features[length], values, f"{path}, entry {index}: {length}")]
-            sample[modality] = values
+        features = _renamed(features, MSE_ADAPTER_ALIASES, f"{path}, entry {index}")
+        for modality in MODALITIES:
+            if modality not in features:
+                _refuse_unknown_features(features, modality, f"{path}, entry {index}")
+            length = features.get(f"{modality}_len")
+            sample |= _cut(features.get(modality), length, modality, f"{path}, entry {index}: {modality}_len")
         yield sample
 
 

@@ -1,17 +1,20 @@
 """The one shape that every loader brings its samples into, and the cleaning that all of them share.
 
 A sample is a row of a `datasets.Dataset` with the columns of `sample_features`: id, dialogue_id, utterance_id,
-speaker, text, audio [time, audio_dim], vision [time, vision_dim], label, their numbers of steps, and how many values
-of each were replaced because they were no finite numbers.
+speaker, text, audio [time, audio_dim], vision [time, vision_dim], label, their numbers of steps, how many values of
+each were replaced because they were no finite numbers, and where padding was cut from each (`msa_padding.PADDINGS`).
 """
 
 import re
+from collections import Counter
 
 import numpy as np
 from datasets import Array2D, Dataset, Features, Value
 
+from training.data.msa_padding import PADDINGS
+
 MODALITIES = ("audio", "vision")
-SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation", "dev"), "test": ("test",)}
+SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation", "dev", "val"), "test": ("test",)}
 SPLITS = tuple(SPLIT_NAMES)
 
 
@@ -31,6 +34,8 @@ def sample_features(audio_dim, vision_dim, task):
             "vision_steps": Value("int64"),
             "audio_replaced": Value("int64"),
             "vision_replaced": Value("int64"),
+            "audio_padding": Value("string"),
+            "vision_padding": Value("string"),
         }
     )
 
@@ -51,6 +56,9 @@ def clean_features(values, name):
     if values is None or len(values) == 0:
         return np.zeros((0, 0), dtype=np.float32), 0
     try:
+        if isinstance(values, bytes | bytearray | memoryview | str):
+            # numpy would take the bytes of a file for numbers from 0 to 255
+            raise TypeError(f"it is {type(values).__name__}")
         # parquet gives an object array of rows
         is_nested = not isinstance(values, np.ndarray) or values.dtype == object
         array = np.stack(values) if is_nested else values
@@ -83,7 +91,8 @@ def clean_sample(sample, task, source):
     """Bring one loader's dict into the shape of a sample; the features' widths stay as they come.
 
     Args:
-        sample (dict): id, text, label and, as far as known, audio, vision, dialogue_id, utterance_id, speaker.
+        sample (dict): id, text, label and, as far as known, audio, vision, dialogue_id, utterance_id, speaker,
+            audio_padding, vision_padding.
         task (str): "regression" asks for finite numbers as labels, "classification" for names or whole numbers.
         source (str): named in errors.
 
@@ -92,27 +101,48 @@ def clean_sample(sample, task, source):
     """
     if sample.get("id") is None:
         raise ValueError(f"{source}: a sample has no id")
-    name = f"{source}, sample {sample['id']}"
-    dialogue_id, utterance_id = split_sample_id(str(sample["id"]))
-    text = sample.get("text")
+    sample_id = as_text(sample["id"], f"{source}: id")
+    name = f"{source}, sample {sample_id}"
+    dialogue_id, utterance_id = split_sample_id(sample_id)
+    text = as_text(sample.get("text"), f"{name}: text", numbers=False)
+    given = {
+        field: as_text(sample[field], f"{name}: {field}")
+        for field in ("dialogue_id", "utterance_id", "speaker")
+        if sample.get(field) is not None
+    }
     try:
-        text = text.decode("utf-8") if isinstance(text, bytes) else text
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: text must be UTF-8, but is not: {error}") from None
-    if not isinstance(text, str):
-        raise ValueError(f"{name}: text must be a string, but is {text!r}")
+        number = int(float(given["utterance_id"])) if "utterance_id" in given else utterance_id
+    except ValueError:
+        raise ValueError(f"{name}: utterance_id must be a number, but is {given['utterance_id']!r}") from None
     row = {
-        "id": str(sample["id"]),
-        "dialogue_id": dialogue_id if sample.get("dialogue_id") is None else str(sample["dialogue_id"]),
-        "utterance_id": utterance_id if sample.get("utterance_id") is None else int(sample["utterance_id"]),
-        "speaker": "" if sample.get("speaker") is None else str(sample["speaker"]),
-        "text": str(text),
+        "id": sample_id,
+        "dialogue_id": given.get("dialogue_id", dialogue_id),
+        "utterance_id": number,
+        "speaker": given.get("speaker", ""),
+        "text": text,
         "label": _label_for(task, sample.get("label"), name),
     }
     for modality in MODALITIES:
         values, replaced = clean_features(sample.get(modality), f"{name}: {modality}")
         row |= {modality: values, f"{modality}_steps": len(values), f"{modality}_replaced": replaced}
+        row |= {f"{modality}_padding": sample.get(f"{modality}_padding", "none")}
     return row
+
+
+def as_text(value, name, numbers=True):
+    """A text, bytes in UTF-8 or (with `numbers`) a number as `str`, also as the one entry of an array.
+
+    Raises:
+        ValueError: it is something else; `name` says what.
+    """
+    value = value.item() if isinstance(value, np.generic | np.ndarray) and np.size(value) == 1 else value
+    try:
+        value = value.decode("utf-8") if isinstance(value, bytes) else value
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} must be UTF-8, but is not: {error}") from None
+    if isinstance(value, str) or (numbers and isinstance(value, int | float) and not isinstance(value, bool)):
+        return str(value)
+    raise ValueError(f"{name} must be a string, but is {value!r}")
 
 
 def fit_widths(rows, widths, source):
@@ -172,12 +202,23 @@ def count_replaced(dataset):
     return counts
 
 
+def count_padding(dataset):
+    """`{modality: {padding: samples}}` of the clips that had padding, see `msa_padding.PADDINGS`."""
+    counts = {}
+    for modality in MODALITIES:
+        found = Counter(map(str, dataset[f"{modality}_padding"][:]))
+        counts[modality] = {padding: found[padding] for padding in PADDINGS[1:] if found[padding]}
+    return counts
+
+
 def _label_for(task, label, name):
     label = label.item() if isinstance(label, np.generic | np.ndarray) and np.size(label) == 1 else label
     if task == "regression":
         if isinstance(label, int | float) and np.isfinite(label):
             return float(label)
         raise ValueError(f"{name}: the label must be a finite number, but is {label!r}")
+    if isinstance(label, bytes):
+        label = as_text(label, f"{name}: the label")
     # CHERMA's and IEMOCAP's files number their classes
     if isinstance(label, float) and label.is_integer():
         label = int(label)

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from training.data.conversations import load_conversations
 from training.data.msa_functionals import with_window_functionals
 from training.data.msa_parquet import load_msa_parquet
 from training.data.msa_pickles import load_mmsa_pickle, load_mse_adapter_pickle
-from training.data.msa_samples import MODALITIES, SPLIT_NAMES, count_replaced
+from training.data.msa_samples import MODALITIES, SPLIT_NAMES, count_padding, count_replaced
 from training.data.ravdess import load_ravdess_features
 from training.data.simulated_msa import load_simulated_msa
 
@@ -41,6 +42,12 @@ def with_named_classes(splits, labels):
     found = {str(label) for dataset in splits.values() for label in dataset["label"]}
     if not found <= numbers or found <= set(labels):
         return splits
+    if "0" not in found:
+        # counted from 1, every class would get its neighbour's name
+        raise ValueError(
+            f"the classes are numbered {', '.join(sorted(found, key=int))}, but labels has {len(labels)} names, the "
+            "first of which stands for 0; expected that 0 occurs, or names instead of numbers"
+        )
     return {
         split: dataset.remove_columns("label")
         .add_column("label", [labels[int(label)] for label in dataset["label"]])
@@ -98,12 +105,21 @@ LOADERS = {
     "mmsa": lambda data: load_mmsa_pickle(data.data_path),
     "mse_adapter": load_mse_adapter_splits,
     "parquet": lambda data: load_msa_parquet(data.data_path, data.task),
+    "conversations": lambda data: load_conversations(data.data_path),
     "ravdess_features": lambda data: load_ravdess_features(data.data_path),
 }
 
 
+PADDING_WORDS = {
+    "end": "at the end",
+    "front": "in front",
+    "both": "in front and at the end",
+    "all": "all of it (a missing modality)",
+}
+
+
 def report_splits(splits):
-    """Print what was found: samples and the shapes of their features, what is missing, what had to be replaced."""
+    """Print what was found: samples and the shapes of their features, what is missing, padded, or was replaced."""
     for split, dataset in splits.items():
         found = [f"{len(dataset)} samples"]
         for modality in MODALITIES:
@@ -117,6 +133,10 @@ def report_splits(splits):
             missing = f" (missing in {len(dataset) - len(present)})" if len(present) < len(dataset) else ""
             found.append(f"{modality} [{lengths}, {dim}]{missing}")
         print(f"{split}: {', '.join(found)}")
+        for modality, clips in count_padding(dataset).items():
+            if clips:
+                told = ", ".join(f"{PADDING_WORDS[padding]} in {count} clips" for padding, count in clips.items())
+                print(f"{split}: zeros of {modality} taken for padding: {told}")
         for modality, count in count_replaced(dataset).items():
             if count["values"]:
                 print(
