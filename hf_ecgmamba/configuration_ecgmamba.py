@@ -5,7 +5,7 @@ import math
 from transformers import PreTrainedConfig
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
-POOLINGS = ("mean", "max", "attention")
+POOLINGS = ("mean", "max", "mean_max", "attention")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 
@@ -37,7 +37,8 @@ class EcgMambaConfig(PreTrainedConfig):
         intermediate_size (`int`, defaults to twice the hidden size): width inside the feed-forward.
         feed_forward_kernel_size (`int`, defaults to 3): taps of its two convolutions, odd.
         hidden_dropout (`float`, defaults to 0.1): dropout on what each block adds, and before the classifier.
-        pooling (`"mean"`, `"max"` or `"attention"`, defaults to `"mean"`): how tokens become one vector.
+        pooling (`"mean"`, `"max"`, `"mean_max"` or `"attention"`, defaults to `"mean"`):
+            How tokens become one vector; mean_max puts both beside each other, twice as wide.
         layer_norm_eps (`float`, defaults to 1e-5).
         mask_time_prob (`float`, defaults to 0.5), mask_time_length (`int`, defaults to 5):
             Share of the tokens that masked modelling hides, in spans of so many tokens.
@@ -138,6 +139,11 @@ class EcgMambaConfig(PreTrainedConfig):
     def d_inner(self) -> int:
         """Channels of the scan in each direction."""
         return self.expand * self.hidden_size
+
+    @property
+    def pooled_size(self) -> int:
+        """Width of a recording as one vector."""
+        return 2 * self.hidden_size if self.pooling == "mean_max" else self.hidden_size
 
     @property
     def total_stride(self) -> int:

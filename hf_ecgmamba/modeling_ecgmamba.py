@@ -28,7 +28,7 @@ class EcgMambaModelOutput(ModelOutput):
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(batch, tokens, hidden_size)`): after the final norm; padded
             tokens are zero.
-        pooler_output (`torch.FloatTensor` of shape `(batch, hidden_size)`): the real tokens, pooled.
+        pooler_output (`torch.FloatTensor` of shape `(batch, config.pooled_size)`): the real tokens, pooled.
         hidden_states (`tuple[torch.FloatTensor]`, *optional*): the encoder's tokens and what each block made of them.
         token_mask (`torch.BoolTensor` of shape `(batch, tokens)`, *optional*): the real tokens; None where all are.
     """
@@ -163,7 +163,7 @@ class EcgMambaBlock(GradientCheckpointingLayer):
 
 
 class Pooling(nn.Module):
-    """The real tokens of [batch, tokens, hidden_size] as one vector: their mean, maximum, or a learned weighting."""
+    """The real tokens of [batch, tokens, hidden_size] as one vector: their mean, maximum, both, or a learned weighting."""
 
     def __init__(self, config):
         super().__init__()
@@ -175,11 +175,14 @@ class Pooling(nn.Module):
         if mask is None:
             mask = hidden_states.new_ones(hidden_states.shape[:2], dtype=torch.bool)
         mask = mask.unsqueeze(-1)
-        if self.kind == "max":
-            return hidden_states.masked_fill(~mask, -torch.inf).amax(1)
+        if "max" in self.kind:
+            highest = hidden_states.masked_fill(~mask, -torch.inf).amax(1)
+            if self.kind == "max":
+                return highest
         scores = self.score(hidden_states) if self.kind == "attention" else torch.zeros_like(hidden_states[..., :1])
         weights = scores.float().masked_fill(~mask, -torch.inf).softmax(1).to(hidden_states.dtype)
-        return (weights * hidden_states).sum(1)
+        average = (weights * hidden_states).sum(1)
+        return torch.cat([average, highest], dim=-1) if self.kind == "mean_max" else average
 
 
 class EcgMambaPreTrainedModel(PreTrainedModel):
@@ -330,7 +333,7 @@ class EcgMambaForSequenceClassification(EcgMambaPreTrainedModel):
         super().__init__(config)
         self.ecgmamba = EcgMambaModel(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.pooled_size, config.num_labels)
         self.post_init()
 
     @can_return_tuple

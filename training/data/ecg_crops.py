@@ -1,5 +1,7 @@
 """Crops of cached recordings: random and augmented for training, overlapping and pooled for evaluation."""
 
+import math
+
 import numpy as np
 import torch
 
@@ -10,14 +12,17 @@ class TrainingCrops(torch.utils.data.Dataset):
 
     Args:
         records (`datasets.Dataset`): as `load_splits` makes it.
-        feature_extractor (`EcgMambaFeatureExtractor`), crop_seconds (`float`),
+        feature_extractor (`EcgMambaFeatureExtractor`).
+        crop_seconds (`list[float]`): how long a crop is; several lengths share the epochs evenly, in this order, so
+            that short crops can come first, which are cheap, and whole recordings last.
+        num_epochs (`float`): of the training.
         augmentation ([`EcgAugmentation`]), seed (`int`).
     """
 
-    def __init__(self, records, feature_extractor, crop_seconds, augmentation, seed):
+    def __init__(self, records, feature_extractor, crop_seconds, num_epochs, augmentation, seed):
         self.records, self.feature_extractor = records, feature_extractor
-        self.crop_samples = round(crop_seconds * feature_extractor.sampling_rate)
-        self.augmentation, self.seed = augmentation, seed
+        self.crop_samples = [round(seconds * feature_extractor.sampling_rate) for seconds in crop_seconds]
+        self.num_epochs, self.augmentation, self.seed = math.ceil(num_epochs), augmentation, seed
 
     def __len__(self):
         return len(self.records)
@@ -32,8 +37,11 @@ class TrainingCrops(torch.utils.data.Dataset):
     def _crop(self, row, record, epoch):
         generator, rate = np.random.default_rng((self.seed, epoch, record)), self.feature_extractor.sampling_rate
         signal = signal_of(row)
-        start, stop = self.augmentation.crop(signal.shape[1], self.crop_samples, rate, generator)
-        crop, lead_mask = self.augmentation(signal[:, start:stop], row["lead_mask"], rate, generator)
+        place = min(epoch, self.num_epochs - 1) * len(self.crop_samples) // self.num_epochs
+        start, stop = self.augmentation.crop(signal.shape[1], self.crop_samples[place], rate, generator)
+        crop, lead_mask = self.augmentation(
+            signal[:, start:stop], row["lead_mask"], rate, generator, self.feature_extractor.leads
+        )
         return as_input(crop, lead_mask, row["labels"], self.feature_extractor)
 
 
