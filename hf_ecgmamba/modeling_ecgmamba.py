@@ -163,7 +163,7 @@ class EcgMambaBlock(GradientCheckpointingLayer):
 
 
 class Pooling(nn.Module):
-    """The real tokens of [batch, tokens, hidden_size] as one vector: their mean, maximum, both, or a learned weighting."""
+    """The real tokens of [batch, tokens, hidden_size] as one vector: mean, maximum, both, or a learned weighting."""
 
     def __init__(self, config):
         super().__init__()

@@ -33,12 +33,13 @@ from training.data.ecg_records import load_splits
 from training.data.ptbxl import load_ptbxl
 from training.data.record_folder import load_record_folder
 from training.data.simulated_ecg import load_simulated_ecg
+from training.ecg_trainer import EcgTrainer
 from training.launch import honor_num_processes
 from training.metrics import load_metric
 from training.metrics.multilabel_ecg.multilabel_ecg import tune_thresholds
 from training.recipe import parse_recipe
 from training.reports import plot_training_curves, write_json
-from training.trainer import EpochTrainer, RecipeArguments
+from training.trainer import RecipeArguments
 
 
 @dataclass
@@ -56,8 +57,12 @@ class DataArguments:
     num_records: int = field(default=600, metadata={"help": "simulated: how many recordings."})
     cache_dir: str | None = field(default=None, metadata={"help": "Of the tensors; datasets' own cache by default."})
     preprocessing_workers: int = field(default=1, metadata={"help": "Processes that read recordings."})
-    crop_seconds: float | None = field(
-        default=None, metadata={"help": "Length of the random training crops; the model's window by default."}
+    crop_seconds: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Length of the random training crops; the model's window by default. Several share the epochs "
+            "evenly, in this order."
+        },
     )
     crop_pooling: str = field(
         default="mean", metadata={"help": "How probabilities of a recording's windows become one: mean or max."}
@@ -70,8 +75,11 @@ class DataArguments:
             raise ValueError(f"data_dir is missing; expected the folder that holds {self.dataset}")
         if self.crop_pooling not in ("mean", "max"):
             raise ValueError(f"crop_pooling is {self.crop_pooling!r}; expected mean or max")
-        if self.crop_seconds is not None and not SHORTEST_SECONDS <= self.crop_seconds < math.inf:
-            raise ValueError(f"crop_seconds is {self.crop_seconds}; expected at least {SHORTEST_SECONDS} s")
+        if isinstance(self.crop_seconds, (int, float)):  # as a recipe may write it
+            self.crop_seconds = [self.crop_seconds]
+        for seconds in self.crop_seconds or ():
+            if not SHORTEST_SECONDS <= seconds < math.inf:
+                raise ValueError(f"crop_seconds is {seconds}; expected at least {SHORTEST_SECONDS} s")
         for name in ("num_records", "preprocessing_workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
@@ -117,6 +125,20 @@ class EcgTrainingArguments(RecipeArguments):
         default=None,
         metadata={"nargs": "?", "const": "last", "help": "A checkpoint, or no value: the last one in output_dir."},
     )
+    average_decay: float = field(
+        default=0.0,
+        metadata={"help": "Of the moving average of the weights, which is then evaluated and kept; 0: no average."},
+    )
+    teachers: list[str] | None = field(
+        default=None, metadata={"help": "Trained models of the same labels that the network also learns from."}
+    )
+    distillation_weight: float = field(default=0.5, metadata={"help": "Share of the loss that teachers have."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("average_decay", "distillation_weight"):
+            if not 0 <= getattr(self, name) < 1 + (name == "distillation_weight"):
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a share from 0 to 1")
 
 
 ARGUMENTS = (DataArguments, EcgAugmentation, ModelArguments, EcgTrainingArguments)
@@ -223,7 +245,7 @@ def load_pretrained(name_or_path, config):
 
 def build_trainer(model, feature_extractor, splits, data, augmentation, training):
     config = model.config
-    crop_seconds = config.window_seconds if data.crop_seconds is None else data.crop_seconds
+    crop_seconds = data.crop_seconds or [config.window_seconds]
     validation = EvaluationCrops(splits["validation"], feature_extractor)
     metric = load_metric("multilabel_ecg")
     label_names = [config.id2label[index] for index in range(config.num_labels)]
@@ -233,15 +255,29 @@ def build_trainer(model, feature_extractor, splits, data, augmentation, training
         metrics = metric.compute(predictions=probabilities, references=validation.labels(), labels=label_names)
         return {name: value for name, value in metrics.items() if isinstance(value, float)}
 
-    return EpochTrainer(
+    crops = TrainingCrops(
+        splits["train"], feature_extractor, crop_seconds, training.num_train_epochs, augmentation, training.seed
+    )
+    return EcgTrainer(
         model=model,
         args=training,
+        teachers=[load_teacher(name, config) for name in training.teachers or ()],
         data_collator=collate_crops,
-        train_dataset=TrainingCrops(splits["train"], feature_extractor, crop_seconds, augmentation, training.seed),
+        train_dataset=crops,
         eval_dataset=validation,
         processing_class=feature_extractor,
         compute_metrics=compute_metrics,
     )
+
+
+def load_teacher(name_or_path, config):
+    """A trained classifier; ValueError where its labels or leads are not those of `config`."""
+    teacher = EcgMambaForSequenceClassification.from_pretrained(name_or_path)
+    for name in ("id2label", "leads", "sampling_rate"):
+        came, expected = getattr(teacher.config, name), getattr(config, name)
+        if came != expected:
+            raise ValueError(f"teachers: {name} of {name_or_path} is {came}; expected {expected}, as the network's")
+    return teacher
 
 
 def final_evaluation(trainer, feature_extractor, splits, crop_pooling):

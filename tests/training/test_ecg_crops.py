@@ -39,7 +39,7 @@ def extractor(**settings):
 
 
 def training(records, augmentation=EVERYTHING, crop_seconds=2.0):
-    return TrainingCrops(records, extractor(), crop_seconds, augmentation, seed=5)
+    return TrainingCrops(records, extractor(), [crop_seconds], 1, augmentation, seed=5)
 
 
 def test_a_crop_depends_on_record_and_epoch_alone(records):
@@ -82,6 +82,12 @@ def test_random_crops_cover_the_recording(records):
     assert all((np.diff(crop) == 1).all() for crop in starts)
 
 
+def test_crops_grow_over_the_training(records):
+    crops = TrainingCrops(records, extractor(), [0.5, 1.0, 2.0], 7, EcgAugmentation(), seed=5)
+    lengths = [crops[(0, epoch)]["input_values"].shape[1] for epoch in range(8)]
+    assert lengths == [50, 50, 50, 100, 100, 200, 200, 200]
+
+
 def test_time_shift_reaches_over_both_ends(records):
     shifted = training(records, EcgAugmentation(time_shift_seconds=0.5), crop_seconds=2.5)
     crops = [shifted[(1, epoch)]["input_values"] for epoch in range(1500)]
@@ -98,6 +104,13 @@ def test_each_augmentation_does_what_it_says():
     def augmented(**settings):
         drawn = [EcgAugmentation(**settings)(signal, present, RATE, np.random.default_rng(s)) for s in range(200)]
         return np.stack([x for x, _ in drawn]), np.stack([m for _, m in drawn])
+
+    reader = EcgMambaFeatureExtractor()
+    few = EcgAugmentation(few_leads=0.5)
+    kept = [few(signal, np.ones(12, bool), RATE, np.random.default_rng(s), reader.leads)[1] for s in range(400)]
+    numbers = np.bincount([mask.sum() for mask in kept], minlength=13)
+    assert numbers[12] == pytest.approx(200, abs=40) and set(np.flatnonzero(numbers)) == {1, 6, 7, 12}
+    assert {reader.leads[mask.argmax()] for mask in kept if mask.sum() == 1} == {"I", "II"}
 
     values, masks = augmented(lead_dropout=0.25)
     assert masks[:, :11].mean() == pytest.approx(0.75, abs=0.03) and not masks[:, 11].any()

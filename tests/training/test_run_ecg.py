@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from hf_ecgmamba import (
     save_for_hub,
 )
 from training.checkpoints import last_checkpoint
-from training.run_ecg import ModelArguments, build_model, main
+from training.ecg_trainer import EcgTrainer
+from training.run_ecg import EcgTrainingArguments, ModelArguments, build_model, load_teacher, main
 
 SCRIPT = Path(__file__).resolve().parents[2] / "training" / "run_ecg.py"
 RECIPE = """
@@ -139,6 +141,73 @@ def test_a_run_does_not_go_on_with_other_arguments(place, uninterrupted):
         main(arguments(place, "uninterrupted"))
 
 
+@pytest.fixture(scope="module")
+def averaged(place):
+    """A run whose weights are averaged, with a checkpoint after each of its 6 steps; crops grow in mid-run."""
+    flags = ("--num_train_epochs", "1", "--eval_steps", "1", "--save_steps", "1", "--average_decay", "0.4")
+    report = main(arguments(place, "averaged", *flags, "--bf16", "True", "--save_total_limit", "99"))
+    return place / "averaged", flags, report
+
+
+def test_the_average_of_the_weights_is_evaluated_and_kept(averaged):
+    folder, _, report = averaged
+    average = None
+    for step in range(1, 7):
+        weights = load_file(folder / f"checkpoint-{step}" / "model.safetensors")
+        written = load_file(folder / f"checkpoint-{step}" / "average.safetensors")
+        if average is not None:
+            decay = min(0.4, (1 + step) / (10 + step))
+            average = {name: decay * average[name] + (1 - decay) * weights[name] for name in weights}
+            assert all(torch.allclose(average[name], written[name], atol=1e-6) for name in average)
+        average = written
+    state = json.loads((folder / "checkpoint-6" / "trainer_state.json").read_text())
+    best = folder / f"checkpoint-{state['best_global_step']}"
+    assert equal_weights(folder / "model.safetensors", best / "average.safetensors")
+    assert not equal_weights(best / "model.safetensors", best / "average.safetensors")
+    assert report["validation"]["macro_auc"] == pytest.approx(state["best_metric"], abs=1e-6)
+
+
+def test_a_resumed_run_goes_on_with_its_average(place, averaged):
+    folder, flags, _ = averaged
+    copy = place / "averaged_again"
+    shutil.copytree(folder, copy)
+    for left in (*copy.glob("checkpoint-[456]"), copy / "metrics.json", copy / "model.safetensors"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    last = ("--bf16", "True", "--save_total_limit", "99", "--resume_from_checkpoint")
+    main(arguments(place, "averaged_again", *flags, *last))
+    for weights in ("checkpoint-6/average.safetensors", "checkpoint-6/model.safetensors", "model.safetensors"):
+        assert equal_weights(copy / weights, folder / weights)
+
+
+def test_teachers_are_a_share_of_the_loss(pretrained, tmp_path):
+    torch.manual_seed(0)
+    folders = [tmp_path / "one", tmp_path / "two"]
+    config = EcgMambaConfig(
+        hidden_size=8, num_hidden_layers=1, num_labels=3, hidden_dropout=0.0, problem_type="multi_label_classification"
+    )
+    teachers = [EcgMambaForSequenceClassification(config) for _ in folders]
+    for teacher, folder in zip(teachers, folders, strict=True):
+        teacher.save_pretrained(folder)
+    student = EcgMambaForSequenceClassification(config)
+    training = EcgTrainingArguments(
+        str(tmp_path / "run"), distillation_weight=0.3, eval_strategy="no", load_best_model_at_end=False
+    )
+    trainer = EcgTrainer(model=student, args=training, teachers=[load_teacher(folder, config) for folder in folders])
+    batch = {"input_values": torch.randn(4, 12, 200), "labels": torch.randint(2, (4, 3)).float()}
+    with torch.no_grad():
+        logits, (one, two) = student(batch["input_values"]).logits, [t(batch["input_values"]).logits for t in teachers]
+        taught = (one.sigmoid() + two.sigmoid()) / 2
+        cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits
+        expected = 0.7 * cross_entropy(logits, batch["labels"]) + 0.3 * cross_entropy(logits, taught)
+    loss = trainer.compute_loss(student.train(), batch)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
+    assert trainer.compute_loss(student.eval(), batch).item() == pytest.approx(
+        cross_entropy(logits, batch["labels"]).item(), abs=1e-6
+    )
+    with pytest.raises(ValueError, match=r"teachers: id2label of .* expected"):
+        load_teacher(folders[0], EcgMambaConfig(num_labels=4))
+
+
 @pytest.mark.slow
 def test_two_processes_equal_one_with_twice_the_batch(place):
     """Without dropout, whose masks are drawn by each process."""
@@ -178,7 +247,10 @@ def test_last_checkpoint_passes_over_a_half_written_one(tmp_path):
         (["--crop_seconds", "inf"], "crop_seconds is inf"),
         (["--preprocessing_workers", "0"], "preprocessing_workers is 0"),
         (["--label_smoothing_factor", "0.1"], "label_smoothing_factor is 0.1; expected 0"),
+        (["--crop_seconds", "2.5", "0"], r"crop_seconds is 0\.0"),
         (["--lead_dropout", "1"], "lead_dropout is 1"),
+        (["--average_decay", "1"], "average_decay is 1"),
+        (["--distillation_weight", "1.5"], "distillation_weight is 1.5"),
         (["--hidden_size", "0"], "hidden_size is 0"),
     ],
 )

@@ -26,8 +26,8 @@ class EcgAugmentation:
     few_leads: float = field(
         default=0.0,
         metadata={
-            "help": "Probability that a crop keeps no more than a smaller recorder has: the limb leads, I II V2, I II, "
-            "II or I, each as often."
+            "help": "Probability that a crop keeps no more than a smaller recorder has: the limb leads, I II V2, "
+            "I II, II or I, each as often."
         },
     )
     amplitude_scaling: float = field(
