@@ -136,9 +136,10 @@ class EcgTrainingArguments(RecipeArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("average_decay", "distillation_weight"):
-            if not 0 <= getattr(self, name) < 1 + (name == "distillation_weight"):
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a share from 0 to 1")
+        if not 0 <= self.average_decay < 1:
+            raise ValueError(f"average_decay is {self.average_decay}; expected a number in [0, 1)")
+        if not 0 <= self.distillation_weight <= 1:
+            raise ValueError(f"distillation_weight is {self.distillation_weight}; expected a number in [0, 1]")
 
 
 ARGUMENTS = (DataArguments, EcgAugmentation, ModelArguments, EcgTrainingArguments)
