@@ -154,9 +154,9 @@ def test_save_and_load(tmp_path):
 
 def test_bad_layers_are_refused():
     for layers in ((), (0, 1), (2, 1), (1.5,), 3):
-        with pytest.raises(ValueError, match="head_layers is .*; expected rising whole numbers"):
+        with pytest.raises(ValueError, match=r"head_layers is .*; expected rising whole numbers"):
             MseAdapterConfig(**FIELDS, head="alone", head_layers=layers)
-    with pytest.raises(ValueError, match="head_layers is .*; expected None, as head is 'none'"):
+    with pytest.raises(ValueError, match=r"head_layers is .*; expected None, as head is 'none'"):
         MseAdapterConfig(**FIELDS, head_layers=(1,))
     with pytest.raises(ValueError, match=r"head_layers is \(5,\); expected layers from 1 to 4"):
         build_model(build_backbone(num_hidden_layers=4), head_layers=(5,))
