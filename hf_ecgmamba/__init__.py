@@ -10,7 +10,8 @@ from importlib import import_module
 _HOMES = {
     "configuration_ecgmamba": ("EcgMambaConfig",),
     "modeling_ecgmamba": ("EcgMambaForMaskedModeling", "EcgMambaForSequenceClassification", "EcgMambaModel"),
-    "recording": ("Recording", "open_recording", "read_recording"),
+    "recording_channels": ("Recording",),
+    "recording": ("open_recording", "read_recording"),
     "feature_extraction_ecgmamba": ("EcgMambaFeatureExtractor",),
     "pipeline_ecg_classification": ("EcgClassificationPipeline",),
     "plotting": ("plot_recording",),

@@ -16,14 +16,14 @@ import numpy as np
 from transformers import BatchFeature
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 
-from .recording import (
+from .recording import open_recording
+from .recording_channels import (
     STANDARD_LEADS,
     RecordingFile,
     as_array,
     can_be_millivolts,
     lead_name,
     library,
-    open_recording,
     unit_in_millivolts,
 )
 

@@ -16,7 +16,8 @@ from transformers.dynamic_module_utils import get_imports
 from hf_ecgmamba import feature_extraction_ecgmamba, recording
 from hf_ecgmamba.configuration_ecgmamba import EcgMambaConfig
 from hf_ecgmamba.feature_extraction_ecgmamba import EcgMambaFeatureExtractor
-from hf_ecgmamba.recording import STANDARD_LEADS, open_recording, read_recording
+from hf_ecgmamba.recording import open_recording, read_recording
+from hf_ecgmamba.recording_channels import STANDARD_LEADS
 
 
 @pytest.fixture(scope="session")

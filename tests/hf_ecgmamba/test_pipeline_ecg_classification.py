@@ -12,7 +12,7 @@ from hf_ecgmamba.configuration_ecgmamba import EcgMambaConfig
 from hf_ecgmamba.feature_extraction_ecgmamba import EcgMambaFeatureExtractor
 from hf_ecgmamba.modeling_ecgmamba import EcgMambaForSequenceClassification
 from hf_ecgmamba.pipeline_ecg_classification import EcgClassificationPipeline, ScoredRecording, joined
-from hf_ecgmamba.recording import Recording
+from hf_ecgmamba.recording_channels import Recording
 
 LABELS = ("NORM", "AFIB", "MI")
 RATE = 100

@@ -11,7 +11,7 @@ from matplotlib.text import Text
 
 from hf_ecgmamba.attribution import Attribution
 from hf_ecgmamba.plotting import PAGE_WIDTH, plot_recording
-from hf_ecgmamba.recording import STANDARD_LEADS, Recording
+from hf_ecgmamba.recording_channels import STANDARD_LEADS, Recording
 
 FINDINGS = [
     {"label": "NORM", "score": 0.12, "present": False},
@@ -168,7 +168,8 @@ def test_saving_is_whole_and_at_the_scale(tmp_path):
 
 def test_pyplot_is_left_alone():
     code = (
-        "import sys, numpy as np; from hf_ecgmamba.recording import Recording; from hf_ecgmamba import plotting\n"
+        "import sys, numpy as np; from hf_ecgmamba import plotting\n"
+        "from hf_ecgmamba.recording_channels import Recording\n"
         "assert 'matplotlib' not in sys.modules\n"
         "plotting.plot_recording(Recording(np.zeros((1, 100), np.float32), ('II',), 100.0))\n"
         "assert 'matplotlib.pyplot' not in sys.modules"

@@ -1,0 +1,119 @@
+"""Arrays in memory and in numpy's, MATLAB's and HDF5 files."""
+
+import numpy as np
+import pytest
+import torch
+
+from hf_ecgmamba.recording import open_recording, read_recording
+from hf_ecgmamba.recording_channels import STANDARD_LEADS, Recording
+from tests.hf_ecgmamba.signals import waves
+
+
+def test_numpy_files(tmp_path):
+    signal = waves(12, 400)
+    np.save(tmp_path / "a.npy", signal.T)
+    np.savez(tmp_path / "b.npz", signal=signal[:2] * 1000, fs=250, leads=["ii", "v1"], units="uV", age=50)
+    np.testing.assert_array_equal(read_recording(tmp_path / "a.npy", sampling_rate=100).signal, signal)
+    recording = read_recording(tmp_path / "b.npz")
+    assert (recording.leads, recording.sampling_rate) == (("II", "V1"), 250)
+    np.testing.assert_allclose(recording.signal, signal[:2], rtol=1e-6)
+    np.savez(tmp_path / "c.npz", signal=signal[:2], fs=250, leads=["ii", "v1", "v2"])
+    with pytest.raises(ValueError, match="c names 3 leads for 2 channels"):
+        open_recording(tmp_path / "c.npz")
+
+
+def test_pickles_are_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([{"signal": 1}], dtype=object), allow_pickle=True)
+    (tmp_path / "b.npy").write_bytes(b"junk")
+    for name in ("a.npy", "b.npy"):
+        with pytest.raises(ValueError, match=f"{name}: not a numpy file without pickled objects"):
+            open_recording(tmp_path / name, sampling_rate=100)
+
+
+def test_hdf5_by_its_attributes_and_in_spans(tmp_path):
+    import h5py
+
+    signal = waves(2, 500)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("patient/signal", data=signal.T * 1000)
+        file["patient/signal"].attrs.update({"fs": 200.0, "leads": ["I", "aVF"], "units": "uV"})
+        file["age"] = 50
+    (tmp_path / "a.mat").write_bytes(bytes(512) + (tmp_path / "a.h5").read_bytes())  # as MATLAB 7.3 does
+    np.testing.assert_array_equal(read_recording(tmp_path / "a.mat").signal, read_recording(tmp_path / "a.h5").signal)
+    opened = open_recording(tmp_path / "a.h5")
+    assert (opened.leads, opened.sampling_rate, opened.num_samples) == (("I", "aVF"), 200, 500)
+    np.testing.assert_allclose(opened.read(100, 300).signal, signal[:, 100:300], rtol=1e-6)
+    (tmp_path / "b.h5").write_bytes(b"junk")
+    with pytest.raises(ValueError, match=r"b\.h5: not an HDF5 file"):
+        open_recording(tmp_path / "b.h5")
+
+
+def test_sph_and_cpsc2018_hold_what_their_files_say(ecg):
+    import h5py
+    from scipy.io import loadmat
+
+    with h5py.File(ecg / "odd" / "sph_hdf5" / "SPH00002.h5") as file:
+        reference = file["ecg"][()]
+    recording = read_recording(ecg / "odd" / "sph_hdf5" / "SPH00002.h5")
+    np.testing.assert_array_equal(recording.signal, reference.astype(np.float32))
+    assert recording.sampling_rate == 500 and "500 Hz, as SPH describes its files" in recording.notes
+    reference = loadmat(ecg / "cpsc2018_raw" / "A1980.mat")["ECG"][0, 0]["data"]
+    recording = read_recording(ecg / "cpsc2018_raw" / "A1980.mat")
+    np.testing.assert_array_equal(recording.signal, reference.astype(np.float32))
+    assert recording.sampling_rate == 500 and recording.leads == STANDARD_LEADS
+
+
+def test_other_matlab_files_say_what_they_hold(tmp_path, ecg):
+    from scipy.io import savemat
+
+    savemat(tmp_path / "a.mat", {"speed": 3.0})
+    with pytest.raises(ValueError, match=r"a\.mat has the variables speed; expected ECG .* or feats"):
+        open_recording(tmp_path / "a.mat")
+    (tmp_path / "b.mat").write_bytes((ecg / "cinc2021" / "A0001.mat").read_bytes())
+    with pytest.raises(OSError, match=r"b\.mat: a WFDB signal file, whose header b\.hea is missing"):
+        open_recording(tmp_path / "b.mat")
+    (tmp_path / "c.mat").write_bytes(b"junk" * 100)
+    with pytest.raises(ValueError, match=r"c\.mat: not a MATLAB file"):
+        open_recording(tmp_path / "c.mat")
+
+
+def test_arrays_in_both_orientations():
+    signal = waves(12, 300)
+    tensors = (torch.from_numpy(signal), torch.from_numpy(signal).bfloat16())
+    for array in (signal, signal.T, signal.T.astype(np.float64), *tensors, signal.tolist()):
+        recording = read_recording(array, sampling_rate=100)
+        np.testing.assert_allclose(recording.signal, signal, rtol=1e-6 if array is not tensors[1] else 2**-8)
+        assert recording.leads == STANDARD_LEADS and recording.sampling_rate == 100.0
+    single = read_recording(signal[0], sampling_rate=100, leads=["II"])
+    assert single.signal.shape == (1, 300)
+    assert open_recording(single).read(10, 20).signal.shape == (1, 10)
+    assert read_recording(Recording(signal[:2], ("I", "II"), 50.0, "mine", ("seen",))).notes == ("seen",)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (np.zeros((2, 12, 300)), r"array has shape \[2, 12, 300\]; expected \[time\], \[leads, time\]"),
+        (np.zeros((0,)), "array has shape"),
+        (np.array(["a", "b"]), "holds values of type"),
+        (np.zeros((12, 300), dtype=complex), "holds values of type complex128; expected real numbers"),
+        ({"signal": np.zeros(3)}, r"dict has the keys \['signal'\]; expected array"),
+        (waves(3, 300), "array has 3 channels without a name; give leads="),
+        ({"array": waves(12, 300)}, "array does not state its sampling rate"),
+        ({"array": waves(12, 300), "sampling_rate": 0}, "array: sampling_rate is 0; expected a number of Hz above 0"),
+        ({"array": waves(12, 300), "sampling_rate": 100, "leads": 5}, "leads is 5; expected a name for each channel"),
+        ({"array": waves(2, 300), "sampling_rate": 100, "leads": [1, 2]}, r"leads is \[1, 2\]; expected a name"),
+        ([[1.0, 2.0], [3.0]], "array is no array of numbers"),
+    ],
+)
+def test_bad_arrays(source, message):
+    rate = None if isinstance(source, dict) else 100
+    with pytest.raises(ValueError, match=message):
+        open_recording(source, sampling_rate=rate)
+
+
+def test_infinite_samples_are_an_error_that_says_where():
+    signal = waves(12, 300)
+    signal[6, 150] = np.inf
+    with pytest.raises(ValueError, match=r"lead V1 holds an infinite value at 1\.500 s"):
+        read_recording({"array": signal, "sampling_rate": 100, "units": "mV"})

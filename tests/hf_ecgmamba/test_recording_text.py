@@ -1,0 +1,62 @@
+"""Columns of numbers."""
+
+import numpy as np
+import pytest
+
+from hf_ecgmamba.recording import open_recording, read_recording
+from tests.hf_ecgmamba.signals import waves
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I,II\n{},{}\n",
+        "time;ECG I (mV);ii [uV]\n0;{};{}\n",
+        "'sample #'\t'MLI'\t'II'\n5\t{}\t{}\n",
+        "# Sampling Rate (Hz):= 100\n# Labels:= I\tII\n{} {}\n",
+    ],
+)
+def test_text_with_a_header(tmp_path, text):
+    head, row = text.rsplit("\n", 2)[:2]
+    signal = waves(2, 150).astype(np.float64)
+    written = signal * [[1], [1000 if "uV" in text else 1]]
+    rows = [row.format(*(f"{value:.4f}" for value in pair)) for pair in written.T]
+    if ";" in text:
+        rows = [line.replace(".", ",") for line in rows]  # as a spreadsheet in German writes it
+    path = tmp_path / "ecg.csv"
+    path.write_text("\n".join([head, *rows]) + "\n")
+    recording = read_recording(path, sampling_rate=100)
+    assert recording.leads == ("I", "II")
+    np.testing.assert_allclose(recording.signal, signal, atol=1e-4)
+
+
+def test_bare_columns_are_refused_until_rate_and_leads_are_given(ecg):
+    path = ecg / "odd" / "csv" / "e0103.csv"
+    with pytest.raises(ValueError, match="e0103 does not state its sampling rate; give sampling_rate="):
+        open_recording(path)
+    with pytest.raises(ValueError, match="e0103 has 1 channel without a name; give leads="):
+        open_recording(path, sampling_rate=250)
+    recording = read_recording(path, sampling_rate=250, leads="V4")
+    np.testing.assert_allclose(recording.signal[0], np.loadtxt(path), rtol=1e-6)
+
+
+def test_biosppy_text_states_its_rate(ecg):
+    path = ecg / "odd" / "csv" / "biosppy_ecg.txt"
+    with pytest.raises(ValueError, match="it has 'ECG', no lead's name"):
+        open_recording(path)
+    with pytest.raises(ValueError, match=r"states no unit, and a spread of 59\.5 is not that of an ECG in mV"):
+        open_recording(path, leads=["I"])
+    file = open_recording(path, leads=["I"], units=3.3 / 2**12 / 1.1)
+    assert file.sampling_rate == 1000 and file.num_samples == 15000
+
+
+def test_missing_cells_are_missing_samples_and_words_are_an_error(tmp_path):
+    (tmp_path / "gap.csv").write_text("I,II\n0.1,0.2\n,0.3\n0.4,nan\n")
+    signal = read_recording(tmp_path / "gap.csv", sampling_rate=100).signal
+    np.testing.assert_array_equal(np.isnan(signal), [[False, True, False], [False, False, True]])
+    (tmp_path / "words.csv").write_text("I,II\n0.1,0.2\nlead off,0.3\n")
+    with pytest.raises(ValueError, match=r"words\.csv: not columns of numbers .*lead off"):
+        open_recording(tmp_path / "words.csv", sampling_rate=100)
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(ValueError, match=r"empty\.csv holds no numbers"):
+        open_recording(tmp_path / "empty.csv", sampling_rate=100)

@@ -1,0 +1,112 @@
+"""WFDB records: every layout, every span, headers as they are found."""
+
+import numpy as np
+import pytest
+
+from hf_ecgmamba.recording import open_recording, read_recording
+from hf_ecgmamba.recording_channels import STANDARD_LEADS
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mitbih_long/100",
+        "odd/wfdb/mixedsignals",
+        "odd/wfdb/multi-segment/041s/041s",
+        "odd/wfdb/multi-segment/fixed1/v102s",
+        "odd/wfdb/multi-segment/s25047/s25047-2704-05-04-10-44",
+        "odd/wfdb/a103l-no-len",
+        "odd/wfdb/s0010_re.xyz",
+    ],
+)
+def test_a_span_equals_the_same_span_of_all(ecg, name):
+    file = open_recording(ecg / name)
+    whole = file.read()
+    assert whole.signal.shape == (len(file.leads), file.num_samples) and whole.signal.dtype == np.float32
+    for start, stop in ((0, 7), (701, 1503), (file.num_samples - 333, file.num_samples), (50, 50)):
+        np.testing.assert_array_equal(file.read(start, stop).signal, whole.signal[:, start:stop])
+    with pytest.raises(ValueError, match="is outside of"):
+        file.read(0, file.num_samples + 1)
+
+
+def test_a_record_read_at_once_is_the_one_read_in_spans(ecg, monkeypatch):
+    """Short WFDB records are read as they are opened, long ones when asked: same samples, same words."""
+
+    def read(path):
+        try:
+            recording = read_recording(path)
+        except (ValueError, OSError) as error:
+            return str(error)
+        return recording.leads, recording.sampling_rate, recording.notes, recording.signal.tobytes()
+
+    headers = [*(ecg / "odd").rglob("*.hea"), *sorted((ecg / "cinc2021").glob("*.hea"))[:5]]
+    at_once = {path: read(path) for path in headers}
+    monkeypatch.setattr("hf_ecgmamba.recording_wfdb._read_short", lambda path: None)
+    assert {path: read(path) for path in headers} == at_once
+
+
+def test_a_header_that_wfdb_rejects_gives_what_the_signal_file_holds(ecg):
+    from scipy.io import loadmat
+
+    recording = read_recording(ecg / "cinc2021" / "E00015.hea")
+    np.testing.assert_allclose(recording.signal, loadmat(ecg / "cinc2021" / "E00015.mat")["val"] / 4880, rtol=1e-6)
+    assert recording.leads == STANDARD_LEADS and recording.sampling_rate == 500
+
+
+def test_a_header_without_a_length_reads_as_that_with_one(ecg):
+    stated, open_ended = (read_recording(ecg / "odd" / "wfdb" / name) for name in ("a103l", "a103l-no-len"))
+    np.testing.assert_array_equal(open_ended.signal, stated.signal)
+
+
+def test_several_samples_in_a_frame_keep_their_rate(ecg):
+    import wfdb
+
+    file = open_recording(ecg / "odd" / "wfdb" / "mixedsignals")
+    assert file.leads == ("II", "III", "V") and file.sampling_rate == pytest.approx(62.4725 * 4)
+    reference = wfdb.rdrecord(str(ecg / "odd" / "wfdb" / "mixedsignals"), smooth_frames=False).e_p_signal[:3]
+    np.testing.assert_allclose(file.read().signal, np.stack(reference), rtol=1e-6)
+
+
+def test_leads_at_multiples_of_a_rate_are_averaged_to_it(ecg):
+    import wfdb
+
+    path = ecg / "odd" / "wfdb" / "test01_00s_frame"
+    recording = read_recording(path, leads=["I", "II", "III"])
+    np.testing.assert_allclose(
+        recording.signal.T, wfdb.rdrecord(str(path)).p_signal, atol=6e-3
+    )  # wfdb rounds to 1/100
+    assert recording.sampling_rate == 500
+
+
+@pytest.mark.parametrize("name", ["flacformats", "flac_3_constant"])
+def test_flac(ecg, name):
+    import wfdb
+
+    path = ecg / "odd" / "wfdb" / name
+    span = open_recording(path, leads=["I", "II", "V1"]).read(100, 400)
+    np.testing.assert_allclose(span.signal.T, wfdb.rdrecord(str(path), 100, 400).p_signal, rtol=1e-6)
+
+
+def test_any_part_of_a_record_names_it(ecg, monkeypatch):
+    folder = ecg / "odd" / "ptbxl_flat_lead"
+    monkeypatch.chdir(folder)
+    recordings = [read_recording(part) for part in ("12722_lr", "12722_lr.hea", "12722_lr.dat", folder / "12722_lr")]
+    for recording in recordings:
+        np.testing.assert_array_equal(recording.signal, recordings[0].signal)
+        assert recording.name == "12722_lr" and recording.leads == STANDARD_LEADS
+
+
+@pytest.mark.parametrize("lines", ["", "rec\n", "rec twelve 500\n", "rec 1 500 100\nrec.dat sixteen\n"])
+def test_broken_headers(tmp_path, lines):
+    (tmp_path / "rec.hea").write_text(lines)
+    with pytest.raises((ValueError, OSError), match=r"^rec: .*") as caught:
+        open_recording(tmp_path / "rec")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_signal_file_shorter_than_its_header_says(tmp_path, ecg):
+    source = ecg / "odd" / "ptbxl_flat_lead"
+    (tmp_path / "12722_lr.hea").write_bytes((source / "12722_lr.hea").read_bytes())
+    (tmp_path / "12722_lr.dat").write_bytes((source / "12722_lr.dat").read_bytes()[:5000])
+    with pytest.raises(ValueError, match="12722_lr: wfdb cannot read its signals"):
+        read_recording(tmp_path / "12722_lr")
