@@ -28,7 +28,13 @@ HARMLESS = {
     *("push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "hub_strategy", "hub_always_push"),
     *("hub_revision", "save_total_limit", "save_on_each_node", "enable_jit_checkpoint", "trust_remote_code"),
     *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory"),
-    *("dataloader_multiprocessing_context", "ddp_timeout", "eval_accumulation_steps", "torch_empty_cache_steps"),
+    *(
+        "dataloader_multiprocessing_context",
+        "ddp_timeout",
+        "ddp_find_unused_parameters",
+        "eval_accumulation_steps",
+        "torch_empty_cache_steps",
+    ),
     *("local_rank", "debug", "do_train", "do_eval", "do_predict"),
     # of the model's config: who wrote it, and what id2label says already
     *("transformers_version", "label2id"),
@@ -55,6 +61,9 @@ def describe_run(arguments, config, splits, num_processes):
         if isinstance(group, TrainingArguments):
             # several GPUs of one process multiply its batch
             given = group.to_dict() | {"n_gpu": group.n_gpu}
+            if group.mixed_precision != "no":
+                # also where `accelerate launch` asked for it
+                given["mixed_precision"] = group.mixed_precision
         fields |= {name: value for name, value in given.items() if value is not None or name not in fields}
     fields |= {
         f"{split} data": f"{len(dataset)} samples, blake2b {_hash_of(dataset)}" for split, dataset in splits.items()

@@ -141,6 +141,12 @@ class EcgTrainingArguments(RecipeArguments):
         if not 0 <= self.distillation_weight <= 1:
             raise ValueError(f"distillation_weight is {self.distillation_weight}; expected a number in [0, 1]")
 
+    def __post_init__(self):
+        super().__post_init__()
+        words = {"none": False, "false": False, "no": False, "last": True, "true": True, "yes": True}
+        resume = self.resume_from_checkpoint
+        self.resume_from_checkpoint = words.get(str(resume).lower(), resume)
+
 
 ARGUMENTS = (DataArguments, EcgAugmentation, ModelArguments, EcgTrainingArguments)
 
@@ -158,10 +164,7 @@ def main(arguments=None):
 
     deciding = {split: splits[split] for split in ("train", "validation")}
     made_with = describe_run((data, augmentation, network, training), model.config, deciding, training.world_size)
-    resume = training.resume_from_checkpoint
-    checkpoint = find_checkpoint(
-        training.output_dir, made_with, {None: False, "last": True, "True": True}.get(resume, resume)
-    )
+    checkpoint = find_checkpoint(training.output_dir, made_with, training.resume_from_checkpoint)
     record_run(training.output_dir, made_with)
     trainer = build_trainer(model, feature_extractor, splits, data, augmentation, training)
     train_from(trainer, checkpoint)

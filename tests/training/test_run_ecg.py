@@ -123,7 +123,8 @@ def test_killed_and_resumed_equals_uninterrupted(place, uninterrupted):
     assert process.returncode == -signal.SIGKILL, output
     assert not (place / "killed" / "model.safetensors").exists()
 
-    main(arguments(place, "killed", "--resume_from_checkpoint"))
+    # as run_msa takes it; without the value, see the next test
+    main(arguments(place, "killed", "--resume_from_checkpoint", "true"))
     folder, _ = uninterrupted
     for weights in ("checkpoint-18/model.safetensors", "model.safetensors"):
         assert equal_weights(place / "killed" / weights, folder / weights)
@@ -248,6 +249,11 @@ def test_last_checkpoint_passes_over_a_half_written_one(tmp_path):
         (["--preprocessing_workers", "0"], "preprocessing_workers is 0"),
         (["--label_smoothing_factor", "0.1"], "label_smoothing_factor is 0.1; expected 0"),
         (["--crop_seconds", "2.5", "0"], r"crop_seconds is 0\.0"),
+        (["--push_to_hub", "true"], "push_to_hub is True; expected False"),
+        (
+            ["--train_sampling_strategy", "group_by_length"],
+            "train_sampling_strategy is 'group_by_length'",
+        ),
         (["--lead_dropout", "1"], "lead_dropout is 1"),
         (["--average_decay", "1"], "average_decay is 1"),
         (["--distillation_weight", "1.5"], "distillation_weight is 1.5"),

@@ -349,6 +349,8 @@ def test_recipes_have_the_papers_values():
             marks=pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator"),
         ),
         (("--label_smoothing_factor", "0.1"), "label_smoothing_factor is 0.1; expected 0"),
+        (("--push_to_hub", "true"), "push_to_hub is True; expected False"),
+        (("--dataloader_drop_last", "true"), "dataloader_drop_last is True"),
         (("--head_label_smoothing", "0.1"), "a classifying head that is alone"),
         (("--memory_steps", "2"), "memory_steps is 2"),
         (("--answer_method", "head"), "answer_method is 'head'"),
