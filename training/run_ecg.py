@@ -140,9 +140,6 @@ class EcgTrainingArguments(RecipeArguments):
             raise ValueError(f"average_decay is {self.average_decay}; expected a number in [0, 1)")
         if not 0 <= self.distillation_weight <= 1:
             raise ValueError(f"distillation_weight is {self.distillation_weight}; expected a number in [0, 1]")
-
-    def __post_init__(self):
-        super().__post_init__()
         words = {"none": False, "false": False, "no": False, "last": True, "true": True, "yes": True}
         resume = self.resume_from_checkpoint
         self.resume_from_checkpoint = words.get(str(resume).lower(), resume)
