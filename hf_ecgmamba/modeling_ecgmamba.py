@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .configuration_ecgmamba import EcgMambaConfig
 from .depthwise_convolution import convolve_both_ways
 from .selective_scan import selective_scan
+from .token_convolution import can_use_kernels, convolve_tokens, feed_forward
 
 
 @dataclass
@@ -74,17 +75,17 @@ class EcgEncoder(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(o, eps=config.layer_norm_eps) for o in channels[1:])
 
     def forward(self, input_values, mask):
-        hidden_states = input_values
+        hidden_states = input_values.transpose(1, 2)
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            kernel, stride, length = convolution.kernel_size[0], convolution.stride[0], hidden_states.shape[-1]
+            kernel, stride, length = convolution.kernel_size[0], convolution.stride[0], hidden_states.shape[1]
             left, num_outputs = (kernel - stride) // 2, -(-length // stride)
-            right = (num_outputs - 1) * stride + kernel - length - left
-            hidden_states = convolution(F.pad(hidden_states, (left, right))).transpose(1, 2)
+            weight, bias = convolution.weight, convolution.bias
+            hidden_states = norm(convolve_tokens(hidden_states, weight, bias, stride, left, num_outputs))
             if mask is not None:
                 # a stride that holds one real sample is a real token
                 mask = F.pad(mask, (0, num_outputs * stride - length)).unflatten(1, (num_outputs, stride)).any(-1)
-            hidden_states = mask_padding(F.gelu(norm(hidden_states)), mask).transpose(1, 2)
-        return hidden_states.transpose(1, 2), mask
+            hidden_states = mask_padding(F.gelu(hidden_states), mask)
+        return hidden_states, mask
 
 
 class BiSSM(nn.Module):
@@ -141,9 +142,13 @@ class FeedForward(nn.Module):
         self.contract = nn.Conv1d(config.intermediate_size, config.hidden_size, kernel, padding=kernel // 2)
 
     def forward(self, hidden_states, mask=None):
-        hidden_states = self.expand(mask_padding(hidden_states, mask).transpose(1, 2)).transpose(1, 2)
+        expand, contract = self.expand, self.contract
+        if not torch.is_grad_enabled() and can_use_kernels(hidden_states, expand.weight):
+            return feed_forward(hidden_states, expand, contract, mask)
+        padding = expand.padding[0]
+        hidden_states = convolve_tokens(mask_padding(hidden_states, mask), expand.weight, expand.bias, padding=padding)
         hidden_states = mask_padding(F.gelu(hidden_states), mask)
-        return self.contract(hidden_states.transpose(1, 2)).transpose(1, 2)
+        return convolve_tokens(hidden_states, contract.weight, contract.bias, padding=padding)
 
 
 class EcgMambaBlock(GradientCheckpointingLayer):
