@@ -23,6 +23,7 @@ from .numba_vectors import (
     prefetch,
     read,
     run_tasks,
+    runs_directly,
     scratch,
     shall_stream,
     silu,
@@ -51,7 +52,8 @@ def convolve_both_ways(x, weight, bias, mask=None):
     """
     if x.device.type == "cpu" and HAS_NUMBA:
         dtype = kernel_dtype(x)
-        return _convolve(x.to(dtype), weight.to(dtype), bias.to(dtype), mask).to(x.dtype)
+        convolve = _convolve_directly if runs_directly(x, weight, bias, mask) else _convolve
+        return convolve(x.to(dtype), weight.to(dtype), bias.to(dtype), mask).to(x.dtype)
     return convolve_both_ways_by_shifts(x, weight, bias, mask)
 
 
@@ -75,6 +77,10 @@ def convolve_both_ways_by_shifts(x, weight, bias, mask=None):
 
 @torch.library.custom_op(operator_name(__name__, "convolve_both_ways"), mutates_args=())
 def _convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    return _convolve_directly(x, weight, bias, mask)
+
+
+def _convolve_directly(x, weight, bias, mask):
     inputs = _Inputs(x, weight, bias, mask)
     y = x.new_empty(2, *x.shape[:2], inputs.channels)
     inputs.run(_forward, _ForwardArrays, shall_stream(y), y=y)

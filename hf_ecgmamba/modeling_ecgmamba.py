@@ -19,8 +19,9 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_ecgmamba import EcgMambaConfig
 from .depthwise_convolution import convolve_both_ways
+from .numba_vectors import runs_directly
 from .selective_scan import selective_scan
-from .token_convolution import can_use_kernels, convolve_tokens, feed_forward
+from .token_convolution import can_use_kernels, convolve_and_normalise, convolve_tokens, feed_forward
 
 
 @dataclass
@@ -80,11 +81,14 @@ class EcgEncoder(nn.Module):
             kernel, stride, length = convolution.kernel_size[0], convolution.stride[0], hidden_states.shape[1]
             left, num_outputs = (kernel - stride) // 2, -(-length // stride)
             weight, bias = convolution.weight, convolution.bias
-            hidden_states = norm(convolve_tokens(hidden_states, weight, bias, stride, left, num_outputs))
             if mask is not None:
                 # a stride that holds one real sample is a real token
                 mask = F.pad(mask, (0, num_outputs * stride - length)).unflatten(1, (num_outputs, stride)).any(-1)
-            hidden_states = mask_padding(F.gelu(hidden_states), mask)
+            if can_use_kernels(hidden_states, weight, stride) and runs_directly(hidden_states, weight, bias):
+                hidden_states = convolve_and_normalise(hidden_states, convolution, norm, num_outputs, mask)
+            else:
+                hidden_states = norm(convolve_tokens(hidden_states, weight, bias, stride, left, num_outputs))
+                hidden_states = mask_padding(F.gelu(hidden_states), mask)
         return hidden_states, mask
 
 
@@ -143,7 +147,7 @@ class FeedForward(nn.Module):
 
     def forward(self, hidden_states, mask=None):
         expand, contract = self.expand, self.contract
-        if not torch.is_grad_enabled() and can_use_kernels(hidden_states, expand.weight):
+        if can_use_kernels(hidden_states, expand.weight) and runs_directly(hidden_states, expand.weight):
             return feed_forward(hidden_states, expand, contract, mask)
         padding = expand.padding[0]
         hidden_states = convolve_tokens(mask_padding(hidden_states, mask), expand.weight, expand.bias, padding=padding)

@@ -182,6 +182,14 @@ def shall_stream(output):
     return output.nbytes > 2**25
 
 
+def runs_directly(*tensors):
+    """Whether nobody looks on who needs an operator of torch to look at: no gradient, no graph that is being made.
+    Kernels may then be called without one, which saves a batch of one recording a tenth of its time."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return all(tensor is None or type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in tensors)
+
+
 def operator_name(module, name):
     """A name for a custom operator that nobody has. Copies of this package live side by side where models were loaded
     as remote code, and torch frees an operator that is defined anew, in use or not."""

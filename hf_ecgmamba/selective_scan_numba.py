@@ -27,6 +27,7 @@ from .numba_vectors import (
     prefetch,
     read,
     run_tasks,
+    runs_directly,
     scratch,
     shall_stream,
     silu,
@@ -65,7 +66,8 @@ def selective_scan_numba(
     tensors = (x, dt, A, B, C, D, dt_weight, dt_bias, gate)
     learns = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
     tensors = [None if tensor is None else tensor.to(dtype) for tensor in tensors]
-    return _scan(*tensors, dt_softplus, mask, learns)[0].to(x.dtype)
+    scan = _scan_directly if runs_directly(*tensors, mask) else _scan
+    return scan(*tensors, dt_softplus, mask, learns)[0].to(x.dtype)
 
 
 # custom operators: torch.compile takes them as they are and looks no further
@@ -87,6 +89,10 @@ def _scan(
     keep_states: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """y, and the state at the start of every span, which the backward pass needs (empty without keep_states)."""
+    return _scan_directly(x, dt, A, B, C, D, dt_weight, dt_bias, gate, dt_softplus, mask, keep_states)
+
+
+def _scan_directly(x, dt, A, B, C, D, dt_weight, dt_bias, gate, dt_softplus, mask, keep_states):
     inputs = _Inputs(x, dt, A, B, C, D, dt_weight, dt_bias, gate, dt_softplus, mask)
     *outer, _ = x.shape if gate is None else x.shape[1:]
     y = x.new_empty(*outer, inputs.channels)

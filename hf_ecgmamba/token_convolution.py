@@ -7,10 +7,13 @@ pass saves as much. With a stride, `stride` neighbouring steps count as one with
 numba's kernels apply the maps and torch multiplies the matrices; anywhere else it is torch's Conv1d.
 """
 
+import math
 from collections import namedtuple
 
+import numpy as np
 import torch
 from torch.nn import functional as F
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .numba_vectors import (
     HAS_NUMBA,
@@ -23,6 +26,7 @@ from .numba_vectors import (
     read,
     run_tasks,
     scratch,
+    total,
     unpack,
     write,
 )
@@ -31,8 +35,8 @@ from .numba_vectors import (
 POINTS = 6
 # tiles of outputs in one task
 TILES = 32
-import os
-TILES_AT_ONCE = int(os.environ.get("TAO","128"))
+# and in one product of matrices: what lies between two convolutions is to stay in the second-level caches
+TILES_AT_ONCE = 256
 
 
 def convolve_tokens(x, weight, bias, stride=1, padding=0, num_outputs=None):
@@ -57,7 +61,9 @@ def convolve_tokens(x, weight, bias, stride=1, padding=0, num_outputs=None):
     if can_use_kernels(x, weight, stride):
         return _convolve(x, weight, bias, stride, padding, num_outputs)
     behind = (num_outputs - 1) * stride + taps - time - padding
-    return F.conv1d(F.pad(x.transpose(1, 2), (padding, behind)), weight, bias, stride).transpose(1, 2).contiguous()
+    # as an image of one row, whose result may have its channels last
+    x = F.pad(x, (0, 0, padding, behind)).transpose(1, 2).unsqueeze(2)
+    return F.conv2d(x, weight.unsqueeze(2), bias, (1, stride)).squeeze(2).transpose(1, 2).contiguous()
 
 
 def can_use_kernels(x, weight, stride=1):
@@ -68,35 +74,61 @@ def can_use_kernels(x, weight, stride=1):
     return x.dtype == weight.dtype == torch.float32 and whole_vectors and 2 <= -(-weight.shape[2] // stride) <= 5
 
 
+def convolve_and_normalise(x, convolution, norm, num_outputs, mask=None):
+    """GELU of the LayerNorm of a convolution, without gradients.
+
+    Args:
+        x (`torch.Tensor` of shape `(batch, time, channels)`): where `can_use_kernels` and `runs_directly` say so.
+        convolution (`torch.nn.Conv1d`), norm (`torch.nn.LayerNorm`)
+        num_outputs (`int`)
+        mask (`torch.BoolTensor` of shape `(batch, num_outputs)`, *optional*): False where the result is to be zero.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, num_outputs, outputs)`.
+    """
+    x, stride, weight = x.contiguous(), convolution.stride[0], _kept_weight(convolution.weight, convolution.stride[0])
+    padding = (convolution.kernel_size[0] - stride) // 2
+    one = _Sizes.of(x[:1], convolution.weight, stride, padding, num_outputs, mask)
+    mask = None if mask is None else mask.float().contiguous()
+    y = x.new_empty(len(x), num_outputs, one.outputs)
+    for some, sizes in _in_parts(x, one):
+        products = torch.bmm(_transform_input(sizes._replace(has_mask=False), x[some]), weight)
+        part = None if mask is None else mask[some]
+        _transform_output(sizes, products, convolution.bias, y[some], norm=norm, mask=part)
+    return y
+
+
 def feed_forward(x, expand, contract, mask=None):
     """Two convolutions of as many taps, each padded to keep the length, with GELU between, without gradients.
 
     Args:
-        x (`torch.Tensor` of shape `(batch, time, channels)`): where `can_use_kernels` says so.
+        x (`torch.Tensor` of shape `(batch, time, channels)`): where `can_use_kernels` and `runs_directly` say so.
         expand, contract (`torch.nn.Conv1d`)
         mask (`torch.BoolTensor` of shape `(batch, time)`, *optional*): False where a step counts as zero.
 
     Returns:
         `torch.Tensor` of shape `(batch, time, channels)`.
     """
-    x, time = x.contiguous(), x.shape[1]
+    x, weights = x.contiguous(), [_kept_weight(expand.weight), _kept_weight(contract.weight)]
+    one = _Sizes.of(x[:1], expand.weight, 1, expand.padding[0], x.shape[1], mask)
     mask = None if mask is None else mask.float().contiguous()
-    one = _Sizes.of(x[:1], expand.weight, 1, expand.padding[0], time, mask)
-    weights = [_transform_weight(convolution.weight).transpose(1, 2) for convolution in (expand, contract)]
     y = x.new_empty(*x.shape[:2], contract.weight.shape[0])
-    # what lies between is to stay in the second-level caches
-    at_once = max(1, TILES_AT_ONCE // one.tiles)
-    for start in range(0, len(x), at_once):
-        some = slice(start, start + at_once)
-        first = one._replace(batch=len(x[some]))
+    for some, first in _in_parts(x, one):
         second = first._replace(channels=contract.weight.shape[1], outputs=contract.weight.shape[0])
         part = None if mask is None else mask[some]
         products = torch.bmm(_transform_input(first, x[some], part), weights[0])
         between = _new_planes(x, second.num_tiles, second.channels)
-        arrays = _BetweenArrays(products, expand.bias, part, between)
+        arrays = _Arrays(products, expand.bias, part, between)
         run_tasks(_between_kernel, x.dtype, second.num_tasks, second, arrays)
-        _transform_output(second, torch.bmm(between, weights[1]), contract.bias, y[some])
+        _transform_output(second._replace(has_mask=False), torch.bmm(between, weights[1]), contract.bias, y[some])
     return y
+
+
+def _in_parts(x, sizes):
+    """As many recordings at once as have TILES_AT_ONCE tiles: (which, their sizes)."""
+    at_once = max(1, TILES_AT_ONCE // sizes.tiles)
+    for start in range(0, len(x), at_once):
+        yield slice(start, start + at_once), sizes._replace(batch=min(at_once, len(x) - start))
 
 
 @torch.library.custom_op(operator_name(__name__, "convolve_tokens"), mutates_args=())
@@ -168,7 +200,6 @@ class _Sizes(namedtuple("_Sizes", "batch time channels outputs num_outputs taps 
 
 
 _Arrays = namedtuple("_Arrays", "source bias mask target")
-_BetweenArrays = namedtuple("_BetweenArrays", "source bias mask target")
 
 
 _WeightSizes = namedtuple("_WeightSizes", "channels outputs kernel taps stride")
@@ -193,6 +224,19 @@ def _transform_weight(weight, stride=1):
     return result
 
 
+def _kept_weight(weight, stride=1):
+    """[points, stride * channels, outputs], kept from the last time. Whether it is still true is found by comparing
+    every byte, for a version counter does not see a change of `weight.data`."""
+    numbers, kept = weight.detach().contiguous().view(-1).numpy().view(np.int32), _kept_weights.get(weight)
+    if kept is None or kept[0] != stride or not np.array_equal(kept[1], numbers):
+        kept = stride, numbers.copy(), _transform_weight(weight.detach(), stride).transpose(1, 2)
+        _kept_weights[weight] = kept
+    return kept[2]
+
+
+_kept_weights = WeakIdKeyDictionary()
+
+
 def _new_planes(like, rows, width):
     """[points, rows, width]"""
     return like.new_empty(POINTS, rows * width).view(POINTS, rows, width)
@@ -209,11 +253,20 @@ def _transform_input(sizes, x, mask=None):
     return inputs
 
 
-def _transform_output(sizes, products, bias, y=None):
+def _transform_output(sizes, products, bias, y=None, norm=None, mask=None):
+    """The convolution's result; with a `norm`, its GELU, zero where `mask` says so."""
     if y is None:
         y = products.new_empty(sizes.batch, sizes.num_outputs, sizes.outputs)
-    run_tasks(_output_kernel, y.dtype, sizes.num_tasks, sizes, _Arrays(products, bias, None, y))
+    if norm is None:
+        run_tasks(_output_kernel, y.dtype, sizes.num_tasks, sizes, _Arrays(products, bias, mask, y))
+        return y
+    epsilon = y.new_tensor([norm.eps])
+    arrays = _NormArrays(products, bias, norm.weight, norm.bias, epsilon, mask, y)
+    run_tasks(_normalising_output_kernel, y.dtype, sizes.num_tasks, sizes, arrays)
     return y
+
+
+_NormArrays = namedtuple("_NormArrays", "source bias norm_weight norm_bias epsilon mask target")
 
 
 # The kernels. Their arrays are flat. A task is TILES tiles of one recording.
@@ -352,9 +405,51 @@ def _output_kernel(job):
         task = next_task(job)
 
 
+def _normalising_output_kernel(job):
+    """As `_output_kernel`, with LayerNorm, GELU and mask behind."""
+    sizes, arrays = unpack(job, _Sizes, _NormArrays)
+    per_tile, width = 7 - sizes.taps, sizes.outputs
+    plane, rows = sizes.batch * sizes.tiles * width, scratch(arrays.source, 5 * width)
+    task = next_task(job)
+    while task >= 0:
+        sample, start, stop = _tiles_of_task(sizes, task)
+        for tile in range(start, stop):
+            count = min(per_tile, sizes.num_outputs - tile * per_tile)
+            for first in range(0, width, LANES):
+                products = _read_points(arrays.source, (sample * sizes.tiles + tile) * width + first, plane)
+                shift = read(arrays.bias, first)
+                for i in range(count):
+                    write(rows, i * width + first, shift + _output_of(products, i, per_tile))
+            for i in range(count):
+                row = sample * sizes.num_outputs + tile * per_tile + i
+                if sizes.has_mask and arrays.mask[row] == 0:
+                    for first in range(0, width, LANES):
+                        write(arrays.target, row * width + first, fill(arrays.source, 0.0))
+                    continue
+                mean, scale = _moments(rows, i * width, width, arrays.epsilon[0])
+                for first in range(0, width, LANES):
+                    value = (read(rows, i * width + first) - mean) * scale
+                    value = value * read(arrays.norm_weight, first) + read(arrays.norm_bias, first)
+                    write(arrays.target, row * width + first, gelu(value))
+        task = next_task(job)
+
+
+@jitable
+def _moments(rows, start, width, epsilon):
+    """Mean of a row, and one over its standard deviation."""
+    summed = fill(rows, 0.0)
+    for first in range(0, width, LANES):
+        summed = summed + read(rows, start + first)
+    mean, squares = total(summed) / width, fill(rows, 0.0)
+    for first in range(0, width, LANES):
+        distance = read(rows, start + first) - mean
+        squares = squares + distance * distance
+    return mean, 1.0 / math.sqrt(total(squares) / width + epsilon)
+
+
 def _between_kernel(job):
     """From the products of one convolution to the inputs of the next, which has as many taps: bias, GELU, mask."""
-    sizes, arrays = unpack(job, _Sizes, _BetweenArrays)
+    sizes, arrays = unpack(job, _Sizes, _Arrays)
     per_tile, width = 7 - sizes.taps, sizes.channels
     plane, rows = sizes.batch * sizes.tiles * width, scratch(arrays.source, (TILES * 5 + 6) * LANES)
     task = next_task(job)
