@@ -13,6 +13,7 @@ from hf_ecgmamba import numba_vectors
 from hf_ecgmamba.numba_vectors import (
     LANES,
     fill,
+    gelu,
     log1p,
     maximum,
     next_task,
@@ -72,6 +73,26 @@ def test_elementary_functions(dtype):
     sigmoid = torch.sigmoid(x)
     expected = sigmoid * (1 + x * (1 - sigmoid))
     torch.testing.assert_close(gated_slope, expected, rtol=0, atol=5 * DTYPES[dtype])
+
+
+def apply_gelu(job):
+    _, (x, y) = unpack(job, Sizes, Arrays)
+    task = next_task(job)
+    while task >= 0:
+        write(y, task * LANES, gelu(read(x, task * LANES)))
+        task = next_task(job)
+
+
+def test_gelu_in_float32():
+    x = torch.cat([torch.linspace(-12, 12, 1952), torch.tensor([0.0, -1e30, 1e30, torch.inf] * 8)])
+    y = torch.empty_like(x)
+    run_tasks(apply_gelu, x.dtype, len(x) // LANES, Sizes(0), Arrays(x, y))
+    expected = torch.nn.functional.gelu(x.double())
+    torch.testing.assert_close(y[:1952].double(), expected[:1952], rtol=3e-6, atol=3e-8)
+    assert y[1952:].tolist() == x[1952:].clamp(min=0).tolist()
+    nothing = torch.full((LANES,), torch.nan)
+    run_tasks(apply_gelu, x.dtype, 1, Sizes(0), Arrays(nothing, y))
+    assert y[:LANES].isnan().all()
 
 
 def count(job):
