@@ -1,6 +1,11 @@
-"""`python -m hf_mse_adapter --model M --text T [--audio x.npy] [--vision y.npy]`: how does this clip feel?"""
+"""`python -m hf_mse_adapter clip.mp4 --model M`: how does this clip feel?
+
+Words, voice and face are found in the clip; --text, --audio and --vision give what is known of them, and stand alone
+without a clip.
+"""
 
 import argparse
+import csv
 import json
 import sys
 
@@ -10,10 +15,13 @@ def main(arguments=None):
     options = parser().parse_args(arguments)
     try:
         answer = read(options)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         print(f"hf_mse_adapter: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    print(json.dumps(answer, ensure_ascii=False) if options.json else as_text(answer))
+    if options.json:
+        print(json.dumps(answer, ensure_ascii=False))
+    else:
+        print(as_table(answer) if options.turns else as_text(answer))
     return 0
 
 
@@ -21,11 +29,12 @@ def parser():
     parser = argparse.ArgumentParser(
         prog="python -m hf_mse_adapter", description="Read sentiment or emotion from a clip's words, voice and face."
     )
+    parser.add_argument("clip", nargs="?", help="video or sound: mp4, mkv, webm, mov, avi, wav, mp3, flac, m4a, ogg")
     parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="a folder, or a repository of the Hub")
     parser.add_argument("--revision", default="main", help="branch, tag or commit of that repository")
-    parser.add_argument("--text", required=True, help="what was said")
-    parser.add_argument("--audio", metavar="NPY", help="audio features [time, features]; missing if left out")
-    parser.add_argument("--vision", metavar="NPY", help="vision features [time, features]; missing if left out")
+    parser.add_argument("--text", help="what was said; without it, it is heard in the clip")
+    parser.add_argument("--audio", metavar="NPY", help="audio features [time, features], instead of the clip's")
+    parser.add_argument("--vision", metavar="NPY", help="vision features [time, features], instead of the clip's")
     parser.add_argument("--speaker", metavar="NAME", help="who said it")
     parser.add_argument(
         "--context",
@@ -35,9 +44,21 @@ def parser():
         help="an earlier utterance, as TEXT or SPEAKER:TEXT; repeat it, oldest first",
     )
     parser.add_argument(
+        "--turns",
+        metavar="CSV",
+        help="a conversation: start, end (seconds), speaker and, where known, text of each turn in the clip",
+    )
+    parser.add_argument(
         "--method",
         choices=("expected", "median", "likeliest", "constrained", "greedy", "head"),
         help="how to answer (default: as the task does best)",
+    )
+    parser.add_argument("--explain", action="store_true", help="answer without each of words, voice and face, too")
+    parser.add_argument("--plot", metavar="PICTURE", help="draw voice, face and answer over time (png, pdf, svg)")
+    parser.add_argument(
+        "--speech-recognizer",
+        metavar="DIR_OR_ID",
+        help="hears the words, instead of the recognizer that the model names; such as a copy of it",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the first accelerator, else the CPU)")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that the LLM's repository brings")
@@ -46,7 +67,38 @@ def parser():
 
 
 def read(options):
-    """The pipeline's answer for one clip."""
+    """The pipeline's answer for one clip, or for each turn in it."""
+    if options.clip is None and options.text is None:
+        raise ValueError("there is no clip and no --text; expected at least one of them")
+    for name in ("turns", "plot"):
+        if getattr(options, name) and options.clip is None:
+            raise ValueError(f"--{name} needs a clip")
+    if options.turns and (options.explain or options.text or options.audio or options.vision or options.context):
+        raise ValueError(
+            "--turns reads all from the clip; expected no --text, --audio, --vision, --context, --explain"
+        )
+    turns = read_turns(options.turns) if options.turns else None
+    pipe = load_pipeline(options)
+    if turns:
+        answers = pipe.read_conversation(options.clip, turns, method=options.method)
+        if options.plot:
+            from .clip_plotting import plot_conversation
+
+            plot_conversation(answers, options.plot)
+        return answers
+    sample = {name: getattr(options, name) for name in ("clip", "text", "audio", "vision", "speaker")}
+    context = [turn.split(":", 1) for turn in options.context]
+    sample["context"] = [tuple(map(str.strip, turn)) if len(turn) == 2 else turn[0] for turn in context]
+    answer = pipe(sample, method=options.method, explain=options.explain)
+    if options.plot:
+        from .clip_plotting import plot_clip
+
+        plot_clip(options.clip, answer, options.plot, pipe.reader)
+    return answer
+
+
+def load_pipeline(options):
+    """The pipeline of `options.model`."""
     import torch
     from transformers.utils import logging
 
@@ -70,15 +122,50 @@ def read(options):
     model = MseForConditionalGeneration.from_pretrained(
         options.model, revision=options.revision, trust_remote_code=options.trust_remote_code, dtype="auto"
     )
-    pipe = MultimodalSentimentPipeline(model, processor=processor, device=options.device)
-    sample = {name: getattr(options, name) for name in ("text", "audio", "vision", "speaker")}
-    turns = [turn.split(":", 1) for turn in options.context]
-    sample["context"] = [tuple(map(str.strip, turn)) if len(turn) == 2 else turn[0] for turn in turns]
-    return pipe(sample, method=options.method)
+    return MultimodalSentimentPipeline(
+        model, processor=processor, device=options.device, speech_recognizer=options.speech_recognizer
+    )
+
+
+def read_turns(path):
+    """The turns of a csv file with the columns start, end, speaker and, where there is one, text."""
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"start", "end"} <= set(rows[0]):
+        raise ValueError(
+            f"{path} has the columns {sorted(rows[0]) if rows else []}; expected start, end, speaker, text"
+        )
+    turns = []
+    for line, row in enumerate(rows, start=2):
+        turn = {name: (row.get(name) or "").strip() or None for name in ("speaker", "text")}
+        for name in ("start", "end"):
+            try:
+                turn[name] = float(row[name])
+            except (TypeError, ValueError):
+                raise ValueError(f"{path}, line {line}: {name} is {row[name]!r}; expected seconds") from None
+        turns.append(turn)
+    return turns
 
 
 def as_text(answer):
-    """The answer in words; classes by falling probability."""
+    """The answer in words; classes by falling probability; then what it was made from."""
+    lines = [_answer_in_words(answer)]
+    for name, without in answer.get("without", {}).items():
+        lines.append(f"without {_called(name)}: {_in_short(without)} (it adds {without.get('difference', 0):+.2f})")
+    lines += _sources_in_words(answer.get("made_from", {}))
+    return "\n".join(lines)
+
+
+def as_table(answers):
+    """A conversation, one turn a line."""
+    lines = [f"{'seconds':>13}  {'speaker':<12} {'answer':<20} words"]
+    for turn in answers:
+        span = f"{turn['start']:.1f}-{turn['end']:.1f}"
+        lines.append(f"{span:>13}  {turn['speaker'] or '':<12} {_in_short(turn):<20} {turn['text']}")
+    return "\n".join(lines)
+
+
+def _answer_in_words(answer):
     if "problem" in answer:
         return f"no answer: {answer['problem']}"
     if "value" in answer:
@@ -88,6 +175,35 @@ def as_text(answer):
         return answer["label"]
     ranked = sorted(answer["probabilities"].items(), key=lambda item: -item[1])
     return "\n".join(f"{probability:6.1%}  {label}" for label, probability in ranked)
+
+
+def _in_short(answer):
+    if answer.get("value") is not None:
+        return f"{answer['value']:+.2f}"
+    if answer.get("label") is not None:
+        return answer["label"] + (f" {answer['score']:.0%}" if "score" in answer else "")
+    return "no answer"
+
+
+def _called(modality):
+    return {"text": "words", "audio": "voice", "vision": "face"}.get(modality, modality)
+
+
+def _sources_in_words(made_from):
+    lines = []
+    if "transcript" in made_from:
+        lines.append(f"heard: {made_from['transcript']}" if made_from["transcript"] else "heard: nothing")
+    if "seconds" in made_from:
+        parts = [f"{made_from['seconds']:.1f} s"]
+        if "speech_seconds" in made_from:
+            parts.append(f"speech in {made_from['speech_seconds']:.1f} s")
+        if made_from.get("frames"):
+            face = f" ({made_from['face']})" if "face" in made_from else ""
+            parts.append(f"a face in {made_from['frames_with_face']} of {made_from['frames']} frames{face}")
+        lines.append(f"made from {', '.join(parts)}")
+    for why in ("missing", "unread"):
+        lines += [f"{_called(name)} {why}: {reason}" for name, reason in made_from.get(why, {}).items()]
+    return lines
 
 
 if __name__ == "__main__":

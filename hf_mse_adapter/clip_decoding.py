@@ -34,6 +34,8 @@ FORMATS = (
 )
 # their duration is stated, not guessed from the bit rate of the beginning
 STATED_DURATION = {"matroska", "mov", "avi", "wav", "w64", "flac", "ogg", "caf", "aiff"}
+SEEKABLE = {"matroska", "mov", "wav", "flac"}  # to a time, not to a guess at it
+LEAD = 1.0  # seconds that are decoded before those that are wanted
 LONGEST_SIDE = 1280  # of a frame: a larger one is made smaller, the face in it has pixels enough
 GAP = 0.1  # seconds of missing sound that become silence; less is the jitter of timestamps
 LONGEST_GAP = 600.0
@@ -158,6 +160,11 @@ class Clip:
             # as many threads as files are read at once is for the caller to say, by processes
             stream.codec_context.thread_type, stream.codec_context.thread_count = ThreadType.NONE, 1
         begin = (self._container.start_time or 0) / 1e6
+        has_sought = False
+        if start > 2 * LEAD and SEEKABLE & set(self._container.format.name.split(",")):
+            # before it, so that decoders have settled when it comes
+            self._container.seek(round((start - LEAD + begin) * 1e6))
+            has_sought = True
         span = _Span(start, end)
         decoders = {}
         if audio and self._audio is not None:
@@ -181,7 +188,7 @@ class Clip:
         self.seconds = max(ends.values())
         if start and start >= self.seconds:
             raise ValueError(f"start is {start} s, but {self.name} has {self.seconds:.2f} s")
-        if not finished:
+        if not finished and not has_sought:
             self._require_whole(ends, decoders)
 
     def _demuxed(self, streams, wanted, begin):

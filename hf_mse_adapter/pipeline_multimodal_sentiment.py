@@ -131,6 +131,34 @@ class MultimodalSentimentPipeline(Pipeline):
         super().save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
 
+    def read_conversation(self, clip, turns, **options):
+        """
+        A video or recording of people who take turns: each turn with the earlier ones as its context.
+
+        Args:
+            clip: a path, bytes or a binary file object.
+            turns (`Iterable[dict]`): start, end (seconds) and speaker, in order; text where it is known.
+            options: of a call, such as `method`.
+
+        Returns:
+            `list[dict]`: for each turn start, end, speaker and text (given or heard), and its answer.
+        """
+        clip = clip.read() if hasattr(clip, "read") else clip
+        spoken, answers = [], []
+        for number, turn in enumerate(turns):
+            if unknown := set(turn) - {"start", "end", "speaker", "text"}:
+                raise ValueError(f"a turn has start, end, speaker and text, but number {number} has {sorted(unknown)}")
+            if lacks := [name for name in ("start", "end") if turn.get(name) is None]:
+                raise ValueError(f"turn {number} has no {' and no '.join(lacks)}; expected seconds")
+            sample = {name: value for name, value in turn.items() if value is not None}
+            answer = self({"clip": clip, **sample, "context": list(spoken)}, **options)
+            text = turn.get("text")
+            text = answer["made_from"].get("transcript", "") if text is None else text
+            speaker = turn.get("speaker")
+            spoken.append((speaker, text) if speaker else text)
+            answers.append({"start": turn["start"], "end": turn["end"], "speaker": speaker, "text": text, **answer})
+        return answers
+
     def _as_dict(self, prediction):
         answers = self.processor.answers
         if answers.task == "regression":
