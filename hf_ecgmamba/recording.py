@@ -112,12 +112,17 @@ def open_recording(source, *, sampling_rate=None, leads=None, units=None, unname
 
 def _open_path(path, leads):
     suffix = path.suffix.lower()
+    if suffix == ".hea":
+        return open_wfdb(path)
     if path.is_dir() and not Path(f"{path.resolve()}.hea").is_file():
         raise FileNotFoundError(f"{path} is a folder; give one file")
-    header = path.with_name(path.name + ".hea") if not path.is_file() else path.with_suffix(".hea")
-    if suffix == ".hea" or (not path.is_file() and header.is_file()):
-        return open_wfdb(path if suffix == ".hea" else header)
-    if not path.is_file():
+    is_file = path.is_file()
+    # copies by way of DOS are in capitals
+    headers = [path.with_suffix(end) if is_file else path.with_name(path.name + end) for end in (".hea", ".HEA")]
+    header = next((header for header in headers if header.is_file()), headers[0])
+    if not is_file and header.is_file():
+        return open_wfdb(header)
+    if not is_file:
         raise FileNotFoundError(f"{path}: no such file")
     # a header that names the file decides: MATLAB's format holds WFDB's signals too
     may_be_signals = _BY_ENDING.get(suffix) in (None, open_matlab) and header.is_file()

@@ -1,4 +1,5 @@
-"""WFDB records (PhysioNet's format): a header and its signal files, by the library wfdb."""
+"""WFDB records (PhysioNet's format): a header and its signal files. Formats 16 and 212 are read by
+`recording_wfdb_plain.py`, all others and records of several segments by the library wfdb."""
 
 import shutil
 import tempfile
@@ -7,25 +8,105 @@ from pathlib import Path
 import numpy as np
 
 from .recording_channels import Channels, library, one_line
+from .recording_wfdb_plain import DEFAULT_GAIN, PlainRecord, existing_file, is_plain, read_wfdb_header
+
+_KEPT_SAMPLES = 2**20  # up to so many (8 MB), a record is kept as a whole
 
 
-def open_wfdb(path):
-    wfdb = library("wfdb")
-    name, record = path.stem, str(path.with_suffix(""))
+def open_wfdb(path, leads=None):
+    name = path.stem
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    header, temporary = _read_short(path) or _read_header(record, name), None
-    if header is None or (header.sig_len is None and header.n_sig):
-        length = None if header is None else _length_of(record, header)
-        temporary = tempfile.TemporaryDirectory(prefix="ecg_header_")
-        record = _plain_header(path, Path(temporary.name), length)
-        header = _read_header(record, name)
-    if header is None:
-        raise ValueError(f"{name}: the header does not follow WFDB's format")
+    header = read_wfdb_header(path)
+    if header.segments:
+        return _open_segments(path)
+    if not header.signals:
+        raise ValueError(f"{name} has no signals")
+    record = PlainRecord(header, path.parent) if is_plain(header) else _CodedRecord(header, path.parent)
+    uncalibrated = [signal.name or f"channel {k}" for k, signal in enumerate(header.signals) if signal.gain is None]
+    notes = (
+        [f"no gain stated, taken as {DEFAULT_GAIN:g} counts a mV: {', '.join(uncalibrated)}"] if uncalibrated else []
+    )
+    return Channels(
+        name=name,
+        names=[signal.name or f"channel {k}" for k, signal in enumerate(header.signals)],
+        units=[signal.units for signal in header.signals],
+        rates=[header.sampling_rate * signal.per_frame for signal in header.signals],
+        lengths=[record.num_frames * signal.per_frame for signal in header.signals],
+        read=record.read,
+        notes=[*header.notes, *notes],
+    )
 
+
+class _CodedRecord:
+    """The samples of a record in any other format, by wfdb. Headers in real use say more, less or other than wfdb
+    admits: it gets one with what counts, in a folder of its own beside links to the signal files under plain names,
+    which lives as long as this object. The user's files stay as they are."""
+
+    def __init__(self, header, folder):
+        self.header, self._temporary = header, tempfile.TemporaryDirectory(prefix="ecg_header_")
+        self._record = str(Path(self._temporary.name) / "record")
+        links = {}
+        for signal in header.signals:
+            links.setdefault(signal.file_name, f"signal{len(links)}{Path(signal.file_name).suffix}")
+        for file_name, link in links.items():
+            _link(existing_file(folder, file_name, header.name).resolve(), Path(self._temporary.name) / link)
+        self._lines = [signal.line(links[signal.file_name]) for signal in header.signals]
+        self._write(header.num_frames)
+        self._whole, self.num_frames = None, header.num_frames
+        if self.num_frames is None:
+            self.num_frames = len(self._read(channels=[0], physical=False).d_signal)
+            self._write(self.num_frames)
+        if self.num_frames * sum(signal.per_frame for signal in header.signals) <= _KEPT_SAMPLES:
+            # wfdb reads the header with every span of a record, which takes as long as ten seconds of signals
+            self._whole = self._read(smooth_frames=False, return_res=64, ignore_skew=True).e_p_signal
+
+    def _write(self, length):
+        first = f"record {len(self._lines)} {self.header.sampling_rate!r} {length or ''}".rstrip()
+        Path(f"{self._record}.hea").write_text("\n".join([first, *self._lines]) + "\n", encoding="utf-8")
+
+    def _read(self, *span, **arguments):
+        try:
+            return library("wfdb").rdrecord(self._record, *span, **arguments)
+        except (ValueError, IndexError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{self.header.name}: wfdb cannot read its signals ({one_line(error)})") from error
+
+    def read(self, indices, start, stop):
+        """float64 `[len(indices), stop - start]`, in samples of those signals, which are equally many in a frame."""
+        signals = [self.header.signals[index] for index in indices]
+        per_frame = signals[0].per_frame
+        first, last = start // per_frame, -(-stop // per_frame)
+        values = np.full((len(indices), stop - start), np.nan)
+        if start == stop:
+            return values
+        # wfdb shifts signals of several skews wrongly
+        end = min(last + max(signal.skew for signal in signals), self.num_frames)
+        if self._whole is not None:
+            rows = [self._whole[index][first * per_frame : end * per_frame] for index in indices]
+        else:
+            rows = self._read(
+                first, end, channels=indices, smooth_frames=False, return_res=64, ignore_skew=True
+            ).e_p_signal
+        for value, row, signal in zip(values, rows, signals, strict=True):
+            part = row[start - first * per_frame + signal.skew * per_frame :][: stop - start]
+            value[: len(part)] = part
+        return values
+
+
+def _link(target, link):
+    try:
+        link.symlink_to(target)
+    except OSError:  # a system without links
+        shutil.copyfile(target, link)
+
+
+def _open_segments(path):
+    """A record of several segments, by wfdb."""
+    wfdb, name, record = library("wfdb"), path.stem, str(path.with_suffix(""))
+    header = _read_header(record, name)
     if not header.fs or header.fs < 0:
         raise ValueError(f"{name}: the header states a sampling rate of {header.fs}; expected a number of Hz above 0")
-    segments = [part for part in getattr(header, "segments", None) or [header] if part is not None]
+    segments = [part for part in header.segments if part is not None]
     description = segments[0]  # of a variable layout, the segment that describes all channels
     if not header.n_sig or not description.file_name:
         raise ValueError(f"{name} has no signals")
@@ -34,11 +115,8 @@ def open_wfdb(path):
             if file_name != "~" and not (Path(record).parent / file_name).is_file():
                 raise FileNotFoundError(f"{name}: the signal file {file_name}, named by its header, is missing")
     per_frame = [int(count or 1) for count in description.samps_per_frame]
-    whole = getattr(header, "e_p_signal", None)
 
-    def read(indices, start, stop, keep=temporary):  # a header's plain copy lives as long as its reader
-        if whole is not None:
-            return np.stack([whole[index][start:stop] for index in indices])
+    def read(indices, start, stop):
         frame, multiple = start // per_frame[indices[0]], per_frame[indices[0]]
         if start == stop:
             return np.empty((len(indices), 0))
@@ -61,62 +139,11 @@ def open_wfdb(path):
     )
 
 
-def _read_short(path):
-    """A record of up to 8 MB with its signals; None for a longer one, and for one that needs a closer look. wfdb
-    takes as long for a header as for ten seconds of signals, and reads it again with every span of them."""
-    fields = path.read_text(errors="replace").partition("\n")[0].split()
-    if len(fields) < 4 or not (fields[1].isdigit() and fields[3].isdigit()):
-        return None
-    if "/" in fields[0] or int(fields[1]) * int(fields[3]) > 2**20:
-        return None
-    try:
-        return library("wfdb").rdrecord(str(path.with_suffix("")), smooth_frames=False, return_res=64)
-    except ImportError:
-        raise
-    except Exception:  # whatever it is, the way through the header says it better
-        return None
-
-
 def _read_header(record, name):
-    """wfdb's reading of a header, its segments' included; None for one that wfdb finds malformed."""
+    """wfdb's reading of a header and of its segments'."""
     try:
         return library("wfdb").rdheader(record, rd_segments=True)
-    except library("wfdb.io.header").HeaderSyntaxError:
-        return None
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{name}: its segment {Path(error.filename).name} is missing") from error
     except (ValueError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"{name}: the header cannot be read ({one_line(error)})") from error
-
-
-def _length_of(record, header):
-    """Samples in a record whose header leaves that to the size of the signal file, None if that is missing."""
-    if not (Path(record).parent / header.file_name[0]).is_file():
-        return None
-    return len(library("wfdb").rdrecord(record, channels=[0], physical=False).d_signal)
-
-
-def _plain_header(path, folder, length):
-    """Headers in real use say more, less or other than wfdb admits (".mat" in the record's name, words for a date, no
-    length). Write what counts into `folder`, beside links to the signal files under plain names; return the record's
-    path there. The user's files stay as they are."""
-    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip() and line[0] != "#"]
-    fields = lines[0].split()[1:4] if lines else []
-    if len(fields) < 2 or not fields[0].isdigit():
-        raise ValueError(f"{path.stem}: the header's first line is not a name, a number of signals and a rate")
-    fields = [*fields[:2], str(length)] if length is not None else fields
-    plain, links = [" ".join(["record", *fields])], {}
-    for line in lines[1 : int(fields[0]) + 1]:
-        file_name, _, rest = line.partition(" ")
-        link = links.setdefault(file_name, f"signal{len(links)}{Path(file_name).suffix}")
-        plain.append(f"{link} {rest}")
-    for file_name, link in links.items():
-        target = (path.parent / file_name).resolve()
-        if not target.is_file():
-            raise FileNotFoundError(f"{path.stem}: the signal file {file_name}, named by its header, is missing")
-        try:
-            (folder / link).symlink_to(target)
-        except OSError:  # a system without links
-            shutil.copyfile(target, folder / link)
-    (folder / "record.hea").write_text("\n".join(plain) + "\n")
-    return str(folder / "record")

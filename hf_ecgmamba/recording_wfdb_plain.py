@@ -18,7 +18,9 @@ DEFAULT_RATE = 250.0  # Hz, of a record that states none (WFDB's DEFREQ)
 _FORMATS = {"16": (-32768, 4), "212": (-2048, 3)}
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-_RECORD = re.compile(r"(?P<name>\S+?)(?:/(?P<segments>\d+))?\s+(?P<signals>\d+)(?:\s+(?P<rate>\S+))?(?:\s+(?P<rest>.+))?")
+_RECORD = re.compile(
+    r"(?P<name>\S+?)(?:/(?P<segments>\d+))?\s+(?P<signals>\d+)(?:\s+(?P<rate>\S+))?(?:\s+(?P<rest>.+))?"
+)
 _RATE = re.compile(rf"(?P<rate>{_NUMBER})(?:/{_NUMBER}(?:\({_NUMBER}\))?)?")
 _SIGNAL = re.compile(
     r"(?P<file>\S+)\s+(?P<format>\d+)(?:x(?P<per_frame>\d+))?(?::(?P<skew>\d+))?(?:\+(?P<offset>\d+))?"
