@@ -8,6 +8,7 @@ one line what is wrong is the same for all of them and stands here.
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import import_module
 from numbers import Real
 
@@ -143,6 +144,7 @@ class RecordingFile:
 # -- which channels are ECG, in what unit and at what rate ----------------------------------------------------------
 
 
+@lru_cache(maxsize=4096)  # files of one source name their channels alike
 def lead_name(name: str) -> str | None:
     """The lead that a channel's name means, as `STANDARD_LEADS` writes it: "avr", "ECG lead AVR", "ekg_aVR" are aVR,
     "MLII" is II. None for any other name; "-aVR" is another name, as it means the opposite sign."""
@@ -150,6 +152,7 @@ def lead_name(name: str) -> str | None:
     return _LEAD_OF.get(bare)
 
 
+@lru_cache(maxsize=4096)
 def other_signal(name: str, unit: str | None) -> str | None:
     """What a channel holds when it is not ECG ("PPG", "EEG", ...), judged by name, then by a unit that is no voltage;
     None if it may be ECG."""
