@@ -9,6 +9,7 @@ from importlib import import_module
 
 _HOMES = {
     "configuration_ecgmamba": ("EcgMambaConfig",),
+    "accelerated_mamba": ("accelerate_mamba",),
     "modeling_ecgmamba": ("EcgMambaForMaskedModeling", "EcgMambaForSequenceClassification", "EcgMambaModel"),
     "recording_channels": ("Recording",),
     "recording": ("open_recording", "read_recording"),

@@ -163,7 +163,8 @@ def as_rows(tensor):
     for size, stride in zip(reversed(tensor.shape[1:-1]), reversed(tensor.stride()[:-2]), strict=True):
         distance *= size
         is_regular = is_regular and stride == distance
-    return tensor if is_regular else tensor.contiguous()
+    # not `contiguous`, which leaves the stride of a dimension of one as it finds it
+    return tensor if is_regular else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def kernel_dtype(tensor):
