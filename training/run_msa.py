@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import AutoTokenizer, BitsAndBytesConfig, set_seed
 
@@ -28,8 +29,10 @@ from hf_mse_adapter.publishing_mse_adapter import save_for_hub
 from training.checkpoints import FINISHED, describe_run, find_checkpoint, read_finished, record_run, train_from
 from training.data.msa_augmentation import FeatureAugmentation
 from training.data.msa_batches import MsaSamples
+from training.data.msa_samples import MODALITIES
 from training.data.msa_splits import LOADERS, load_splits, report_splits
 from training.data.tiny_language_model import build_tiny_language_model
+from training.extract_clips import FrontEndArguments
 from training.launch import honor_num_processes
 from training.msa_trainer import MseTrainer, metrics_of
 from training.recipe import parse_recipe
@@ -41,13 +44,13 @@ DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 
 @dataclass
-class DataArguments:
+class DataArguments(FrontEndArguments):
     dataset: str = field(default="simulated", metadata={"help": f"{', '.join(LOADERS)}."})
     data_path: str | None = field(
         default=None,
         metadata={
             "help": "mmsa, conversations, ravdess_features: the pickle. mse_adapter: one pickle per split, {split} "
-            "standing for train, valid and test. parquet: the folder."
+            "standing for train, valid and test. parquet: the folder. clips: the folder, with labels.csv."
         },
     )
     num_samples: int = field(default=1200, metadata={"help": "simulated: how many clips."})
@@ -82,6 +85,19 @@ class DataArguments:
             "help": "classification: probability that a training sample shows the face of another with its label."
         },
     )
+
+    clip_cache: str | None = field(
+        default=None, metadata={"help": "clips: folder that keeps the features; `features` beside them by default."}
+    )
+    clip_processes: int = field(default=1, metadata={"help": "clips: processes that make features."})
+
+    def clip_front_ends(self):
+        """How the processor makes features of clips; None where nothing says how this data set's were made."""
+        shown = [name for name in ("text", "audio", "vision") if name not in self.withhold]
+        front_ends = self.front_ends(shown, with_defaults=self.dataset == "clips")
+        if front_ends and "audio" in front_ends and self.audio_window:
+            front_ends["audio"] |= {"window": self.audio_window, "hop": self.audio_hop or self.audio_window // 2 or 1}
+        return front_ends
 
     def __post_init__(self):
         if self.dataset not in LOADERS:
@@ -306,11 +322,21 @@ def build_processor(data, network, train, tokenizer):
         max_text_tokens=data.max_text_tokens,
         max_audio_length=data.max_audio_length,
         max_vision_length=data.max_vision_length,
+        front_ends=with_what_was_made(data.clip_front_ends(), train),
+        modalities=[name for name in ("text", *MODALITIES) if name not in data.withhold] if data.withhold else None,
     )
     samples = MsaSamples(train, withhold=data.withhold)
     chunks = (range(start, min(start + 256, len(samples))) for start in range(0, len(samples), 256))
     processor.fit(sample for chunk in chunks for sample in samples.__getitems__(chunk))
     return processor, config
+
+
+def with_what_was_made(front_ends, train):
+    """The front ends without those of a modality that no training sample has: the model has learnt nothing of it."""
+    if front_ends is None:
+        return None
+    has = {modality: bool(np.any(train[f"{modality}_steps"][:])) for modality in MODALITIES}
+    return {modality: front_end for modality, front_end in front_ends.items() if has.get(modality, True)}
 
 
 @torch.no_grad()

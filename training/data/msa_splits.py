@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from training.data.clips import Extraction, load_clips
 from training.data.conversations import load_conversations
 from training.data.msa_functionals import with_window_functionals
 from training.data.msa_parquet import load_msa_parquet
@@ -100,7 +101,20 @@ def load_mse_adapter_splits(data):
     return splits
 
 
+def load_clip_splits(data):
+    front_ends = data.clip_front_ends()
+    wanted = tuple(front_ends or ())
+    # windows are made of what was loaded, as of every data set
+    front_ends = {
+        name: {**fields, "window": 0} if "window" in fields else fields for name, fields in front_ends.items()
+    }
+    cache = data.clip_cache or str(Path(data.data_path) / "features")
+    extraction = Extraction(front_ends, wanted, cache, data.speech_recognizer, data.language)
+    return load_clips(data.data_path, data.task, extraction, data.clip_processes)
+
+
 LOADERS = {
+    "clips": load_clip_splits,
     "simulated": lambda data: load_simulated_msa(data.num_samples, data.task),
     "mmsa": lambda data: load_mmsa_pickle(data.data_path),
     "mse_adapter": load_mse_adapter_splits,
