@@ -54,9 +54,31 @@ def folder(tmp_path_factory):
 def trained(folder, tmp_path_factory):
     output = tmp_path_factory.mktemp("run")
     run_msa(
-        ["--dataset", "clips", "--data_path", str(folder), "--clip_cache", str(output / "cache"), "--clip_processes"]
-        + ["1", "--label_range", "-1", "1", "--seeds", "1", "--num_train_epochs", "1", "--output_dir", str(output)]
-        + ["--tiny_hidden_size", "32", "--use_cpu", "true", "--per_device_train_batch_size", "4"]
+        [
+            "--dataset",
+            "clips",
+            "--data_path",
+            str(folder),
+            "--clip_cache",
+            str(output / "cache"),
+            "--clip_processes",
+            "1",
+            "--label_range",
+            "-1",
+            "1",
+            "--seeds",
+            "1",
+            "--num_train_epochs",
+            "1",
+            "--output_dir",
+            str(output),
+            "--tiny_hidden_size",
+            "32",
+            "--use_cpu",
+            "true",
+            "--per_device_train_batch_size",
+            "4",
+        ]
     )
     return output
 
