@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hf_ecgmamba import EcgMambaConfig
 from hf_ecgmamba.pipeline_ecg_classification import ScoredRecording, collate, load_pipeline
-from training.launch import honor_num_processes, runs_on_cpu
+from training.launch import run, runs_on_cpu
 from training.recipe import parse_recipe
 from training.reports import atomic_path
 
@@ -377,5 +377,4 @@ def gather_failed(folder, num_processes):
 
 
 if __name__ == "__main__":
-    honor_num_processes()
-    main()
+    run(main)

@@ -34,7 +34,7 @@ from training.data.ptbxl import load_ptbxl
 from training.data.record_folder import load_record_folder
 from training.data.simulated_ecg import load_simulated_ecg
 from training.ecg_trainer import EcgTrainer
-from training.launch import honor_num_processes
+from training.launch import run
 from training.metrics import load_metric
 from training.metrics.multilabel_ecg.multilabel_ecg import tune_thresholds
 from training.recipe import parse_recipe
@@ -308,5 +308,4 @@ def final_evaluation(trainer, feature_extractor, splits, crop_pooling):
 
 
 if __name__ == "__main__":
-    honor_num_processes()
-    main()
+    run(main)

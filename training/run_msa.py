@@ -33,7 +33,7 @@ from training.data.msa_samples import MODALITIES
 from training.data.msa_splits import LOADERS, load_splits, report_splits
 from training.data.tiny_language_model import build_tiny_language_model
 from training.extract_clips import FrontEndArguments
-from training.launch import honor_num_processes
+from training.launch import run
 from training.msa_trainer import MseTrainer, metrics_of
 from training.recipe import parse_recipe
 from training.reports import card_texts, finite_or_none, write_json, write_predictions, write_results
@@ -408,5 +408,4 @@ def train_seed(seed, folder, checkpoint, data, augmentation, network, training, 
 
 
 if __name__ == "__main__":
-    honor_num_processes()
-    main()
+    run(main)
