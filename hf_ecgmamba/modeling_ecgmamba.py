@@ -6,6 +6,7 @@ see it and leaves the scan's state untouched: a record gives the same output alo
 """
 
 import math
+import os
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import ModelOutput, can_return_tuple
 
+from .checksums import forget_checksums, require_saved_weights
 from .configuration_ecgmamba import EcgMambaConfig
 from .depthwise_convolution import convolve_both_ways
 from .numba_vectors import runs_directly
@@ -204,6 +206,24 @@ class EcgMambaPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["EcgMambaBlock"]
     # bf16 has too few digits for the decay rates and step sizes that the scan exponentiates
     _keep_in_fp32_modules_strict = ["A_log", "D", "dt_bias"]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As `PreTrainedModel.from_pretrained`; ValueError for weights that are not those that `save_for_hub` left."""
+        place = pretrained_model_name_or_path
+        names = ("revision", "subfolder", "cache_dir", "local_files_only", "token", "proxies")
+        options = {name: kwargs[name] for name in names if kwargs.get(name)}
+        if place is not None and os.path.isdir(place):
+            require_saved_weights(place, **options)
+        loaded = super().from_pretrained(place, *args, **kwargs)
+        if place is not None and not os.path.isdir(place):  # in the cache only now
+            require_saved_weights(place, **options)
+        return loaded
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As `PreTrainedModel.save_pretrained`."""
+        forget_checksums(save_directory)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module):

@@ -1,14 +1,18 @@
 """From a trained model to a folder that the Hub, an Inference Endpoint and anyone without this package can run."""
 
 import copy
+import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
-from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+import numpy as np
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from .checksums import write_checksums
+from .modeling_ecgmamba import EcgMambaForSequenceClassification
 from .pipeline_ecg_classification import TASK, EcgClassificationPipeline
 
 HERE = Path(__file__).resolve().parent
@@ -51,7 +55,8 @@ def save_for_hub(
 ):
     """
     Writes a folder that loads anywhere with `trust_remote_code=True`: weights, config, feature extractor, all code,
-    the pipeline, a model card, and the handler and requirements of an Inference Endpoint.
+    the pipeline, a model card, and the handler and requirements of an Inference Endpoint; of a classifier also
+    `example.csv`, a drawn-up ECG, with what this model says of it, `example_output.json`; and `checksums.json`.
 
     Each file is written whole and moved into place, config.json last; other files that lie in the folder, such as a
     trainer's checkpoints, stay.
@@ -88,7 +93,10 @@ def save_for_hub(
         save_with_code(model, feature_extractor, staging, max_shard_size)
         for file in ENDPOINT_FILES:
             shutil.copyfile(CARD_FOLDER / file, staging / file)
+        if isinstance(model, EcgMambaForSequenceClassification):
+            save_example(model, feature_extractor, staging)
         model_card(model.config, name, description, dataset, metrics, license).save(staging / "README.md")
+        write_checksums(staging)
         for stale in folder.glob("model*.safetensors*"):  # shards of an earlier save would be loaded instead
             if not (staging / stale.name).exists():
                 stale.unlink()
@@ -111,6 +119,31 @@ def save_with_code(model, feature_extractor, folder, max_shard_size="5GB"):
     feature_extractor = copy.deepcopy(feature_extractor)
     feature_extractor.auto_map = FEATURE_EXTRACTOR_AUTO_MAP
     feature_extractor.save_pretrained(folder)
+
+
+def save_example(model, feature_extractor, folder):
+    """example.csv, and example_output.json: what the pipeline says of it. The model's own mode stays."""
+    leads, rate = model.config.leads, model.config.sampling_rate
+    header = f"# Sampling Rate (Hz):= {rate:g}\n" + ",".join(f"{lead} (mV)" for lead in leads)
+    signal = drawn_up_ecg(len(leads), rate)
+    np.savetxt(folder / "example.csv", signal.T, fmt="%.3f", delimiter=",", header=header, comments="")
+    was_training = model.training
+    try:
+        ecg = EcgClassificationPipeline(model=model, feature_extractor=feature_extractor, device=model.device)
+        result = ecg(folder / "example.csv")
+    finally:
+        model.train(was_training)
+    (folder / "example_output.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def drawn_up_ecg(num_leads, sampling_rate, seconds=10.0):
+    """Float64 [num_leads, time] in mV: regular beats at 72 a minute, P, Q, R, S and T as bells, nobody's heart."""
+    time = np.arange(round(seconds * sampling_rate)) / sampling_rate
+    phase = (time + 0.4) % (60 / 72) - 0.4  # seconds from the R wave
+    waves = ((-0.16, 0.025, 0.12), (-0.03, 0.010, -0.1), (0.0, 0.011, 1.0), (0.03, 0.012, -0.22), (0.24, 0.045, 0.28))
+    beat = sum(height * np.exp(-(((phase - at) / width) ** 2) / 2) for at, width, height in waves)
+    sizes = 0.5 + 0.7 * np.abs(np.sin(1.0 + np.arange(num_leads)))
+    return sizes[:, None] * beat
 
 
 def model_card(config, name, description, dataset, metrics, license):
@@ -138,22 +171,3 @@ def model_card(config, name, description, dataset, metrics, license):
         config=config,
         thresholds=dict(zip(labels, config.thresholds or [0.5] * len(labels), strict=True)),
     )
-
-
-def publish(folder, repo_id, *, private=False, revision=None, commit_message="Upload ECGMamba"):
-    """
-    Uploads a folder of [`save_for_hub`] to the Hub, without trainer checkpoints.
-
-    Returns:
-        `str`: the address of the commit.
-    """
-    api = HfApi()
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    commit = api.upload_folder(
-        repo_id=repo_id,
-        folder_path=folder,
-        revision=revision,
-        commit_message=commit_message,
-        ignore_patterns=["checkpoint-*/**", ".saving-*/**", "__pycache__/**"],
-    )
-    return commit.commit_url

@@ -7,11 +7,15 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from huggingface_hub import ModelCard, ModelCardData
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .adapted_language_model import is_remote_code
+from .checksums import write_checksums
 from .modeling_mse_adapter import MseForConditionalGeneration
+from .pipeline_multimodal_sentiment import MultimodalSentimentPipeline
+from .processing_mse_adapter import MODALITIES
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +44,17 @@ CUSTOM_PIPELINES = {
     }
 }
 BACKBONE_FOLDER = "language_model"
+EXAMPLE_TEXT = "I really love this film"
+EXAMPLE_FRAMES = 8
 
 
-def save_for_hub(model, processor, folder, *, include_backbone=None, card=None, card_folder=CARD_FOLDER):
+def save_for_hub(
+    model, processor, folder, *, include_backbone=None, card=None, card_folder=CARD_FOLDER, license="apache-2.0"
+):
     """
     Write a folder that loads anywhere with `trust_remote_code=True`: adapter weights, config, processor, all code, the
-    pipeline and, from `card_folder` where it is there, a model card and the files of an Inference Endpoint.
+    pipeline, `example.json`, a made-up clip, with what this model says of it, `example_output.json`, `checksums.json`,
+    and, from `card_folder` where it is there, a model card and the files of an Inference Endpoint.
 
     Each file is written whole and moved into place, config.json last; other files that lie in the folder, such as a
     trainer's checkpoints, stay.
@@ -58,6 +67,7 @@ def save_for_hub(model, processor, folder, *, include_backbone=None, card=None, 
             a name, or with one that begins with "./".
         card (`dict`, *optional*): texts for the card, by the names in the braces of its template.
         card_folder (`str` or `Path`): README.md (template), handler.py, requirements.txt.
+        license (`str`): of the adapter's weights, as the Hub writes it.
 
     Returns:
         `Path` of the folder.
@@ -98,9 +108,13 @@ def save_for_hub(model, processor, folder, *, include_backbone=None, card=None, 
         for file in ("handler.py", "requirements.txt"):
             if (card_folder / file).is_file():
                 shutil.copyfile(card_folder / file, staging / file)
+        save_example(model, processor, staging)
         if (card_folder / "README.md").is_file():
             texts = {"backbone_inside": BACKBONE_FOLDER if include_backbone else None} | (card or {})
-            _model_card(model, processor, folder.resolve().name, texts, card_folder).save(staging / "README.md")
+            _model_card(model, processor, folder.resolve().name, texts, card_folder, license).save(
+                staging / "README.md"
+            )
+        write_checksums(staging)
         for item in sorted(staging.iterdir(), key=lambda item: item.name == "config.json"):
             if item.is_dir() and (folder / item.name).is_dir():
                 shutil.rmtree(folder / item.name)
@@ -120,17 +134,38 @@ def _add_to_json(path, additions):
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _model_card(model, processor, name, texts, card_folder):
+def save_example(model, processor, folder):
+    """example.json, and example_output.json: what the pipeline says of it. The model's own mode stays."""
+    clip, random = {"text": EXAMPLE_TEXT}, np.random.default_rng(0)
+    for modality in MODALITIES:
+        if modality in (processor.modalities or MODALITIES):
+            width = getattr(processor, f"{modality}_dim")
+            usual = (processor.feature_statistics or {}).get(modality, {"mean": 0.0, "std": 1.0})
+            frames = np.array(usual["mean"]) + np.array(usual["std"]) * random.normal(size=(EXAMPLE_FRAMES, width))
+            clip[modality] = np.round(frames, 6).tolist()
+    was_training = model.training
+    try:
+        read = MultimodalSentimentPipeline(model, processor=processor, device=model.device)
+        answer = read(clip)
+    finally:
+        model.train(was_training)
+    for name, content in (("example.json", clip), ("example_output.json", answer)):
+        (folder / name).write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def _model_card(model, processor, name, texts, card_folder, license):
     """The README.md of the folder, from the template in `card_folder`."""
     config, backbone = model.config, model.config.backbone_name_or_path
     # a folder cannot be linked
     on_hub = bool(backbone) and backbone[0] not in "./" and not os.path.isdir(backbone)
     data = ModelCardData(
+        license=license,
         library_name="transformers",
         pipeline_tag="other",
         language=config.language,
         tags=["mse-adapter", "multimodal-sentiment-analysis", "peft", TASK],
         base_model=backbone if on_hub else None,
+        base_model_relation="adapter" if on_hub else None,
     )
     known = {
         "model_name": name,

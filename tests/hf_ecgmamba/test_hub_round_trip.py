@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,23 +39,24 @@ def test_push_then_classify_by_id(tmp_path):
 
     with HubStub().serving() as hub:
         online = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_stub"}
-        push = f"from hf_ecgmamba.publishing import publish; print(publish({str(folder)!r}, 'someone/ecg'))"
         pushed = subprocess.run(
-            [sys.executable, "-c", push], cwd=ROOT, capture_output=True, text=True,
-            env={**os.environ, **online, "HF_HOME": str(tmp_path / "home")},
+            [sys.executable, "-m", "training.publish", str(folder), "--repo_id", "someone/ecg"], cwd=ROOT,
+            capture_output=True, text=True, env={**os.environ, **online, "HF_HOME": str(tmp_path / "home")},
         )  # fmt: skip
         assert pushed.returncode == 0, pushed.stderr
-        assert pushed.stdout.strip().endswith(hub.sha) and hub.created
+        assert pushed.stdout.strip().endswith(hub.repositories["model", "someone/ecg"].sha)
         assert set(hub.files) >= {"config.json", "model.safetensors", "README.md", "handler.py"}
         assert not [path for path in hub.files if "checkpoint" in path]
-        code = """
+        card = hub.files["README.md"].decode()
+        snippets = "\n".join(re.findall(r"```python\n(.*?)```", card, re.DOTALL))  # as the page shows them
+        code = f"""{snippets}
 import json
-from transformers import pipeline
-by_task = pipeline("ecg-classification", model="someone/ecg", trust_remote_code=True, device="cpu")("record.npz")
+by_task = ecg("record.npz")
 assert pipeline(model="someone/ecg", trust_remote_code=True, device="cpu")("record.npz") == by_task
 print(json.dumps(by_task))
 """
         pulled = json.loads(run_fresh(code, tmp_path, **online).splitlines()[-1])
+    assert (tmp_path / "recording.png").stat().st_size > 10_000
 
     ecg = EcgClassificationPipeline(model=model, feature_extractor=extractor, device="cpu")
     for came, expected in zip(pulled["findings"], ecg(tmp_path / "record.npz")["findings"], strict=True):

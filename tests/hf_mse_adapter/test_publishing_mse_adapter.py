@@ -35,10 +35,14 @@ def test_what_a_published_folder_holds(tmp_path):
         "answers.py",
         "audio_features.py",
         "checkpoint-7",
+        "checksums.json",
+        "checksums.py",
         "clip_decoding.py",
         "clip_features.py",
         "config.json",
         "configuration_mse_adapter.py",
+        "example.json",
+        "example_output.json",
         "face_features.py",
         "handler.py",
         "model.safetensors",
@@ -77,7 +81,7 @@ def test_what_a_published_folder_holds(tmp_path):
 def test_the_card_shows_what_this_model_answers(tmp_path, fields, answer):
     model, processor = build(**fields)
     card = (save_for_hub(model, processor, tmp_path / "model") / "README.md").read_text()
-    assert f"\n)\n{answer}" in card
+    assert f"print(pipe(clip))\n{answer}" in card
     shown = next(line for line in card.splitlines() if line.startswith('# {"'))
     clip = {"text": "I love it", "audio": [[0.1] * 5], "vision": [[0.2] * 4]}
     came = MultimodalSentimentPipeline(model, processor=processor)(clip)

@@ -10,7 +10,11 @@ from transformers import pipeline
 
 SUFFIXES = (".hea", ".csv", ".tsv", ".txt", ".npy", ".npz", ".mat", ".h5", ".hdf5", ".edf", ".bdf")
 
-ecg = pipeline("ecg-classification", model=os.environ["MODEL_ID"], trust_remote_code=True)
+# publishing fills these in; the variables of the Space, or of a shell, win
+MODEL_ID = os.environ.get("MODEL_ID", "THIS_REPOSITORY")
+REVISION = os.environ.get("REVISION", "main" if "MODEL_ID" in os.environ else "THIS_REVISION")
+
+ecg = pipeline("ecg-classification", model=MODEL_ID, revision=REVISION, trust_remote_code=True)
 
 
 def read(files, sampling_rate):

@@ -5,7 +5,11 @@ import os
 import gradio as gr
 from transformers import pipeline
 
-pipe = pipeline("multimodal-sentiment", model=os.environ["MODEL_ID"], trust_remote_code=True)
+# publishing fills these in; the variables of the Space, or of a shell, win
+MODEL_ID = os.environ.get("MODEL_ID", "THIS_REPOSITORY")
+REVISION = os.environ.get("REVISION", "main" if "MODEL_ID" in os.environ else "THIS_REVISION")
+
+pipe = pipeline("multimodal-sentiment", model=MODEL_ID, revision=REVISION, trust_remote_code=True)
 is_regression = pipe.processor.answers.task == "regression"
 texts = pipe.processor.answers.texts
 
