@@ -45,6 +45,7 @@ def test_what_a_published_folder_holds(tmp_path):
         "example_output.json",
         "face_features.py",
         "handler.py",
+        "lower_layers.py",
         "model.safetensors",
         "modeling_mse_adapter.py",
         "pipeline_multimodal_sentiment.py",
