@@ -211,7 +211,9 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
         padded.notes = notes
         return padded
 
-    def windows(self, recording, sampling_rate=None, leads=None, units=None, on_gap="raise") -> "Windows":
+    def windows(
+        self, recording, sampling_rate=None, leads=None, units=None, on_gap="raise", trusted=True
+    ) -> "Windows":
         """
         The windows of a recording of any length, in time order, in constant memory: iterate over the result; its `len`
         is their number and its `recording` tells name, duration and notes.
@@ -220,14 +222,14 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
         second is lost; a recording shorter than a window makes one, padded at its end.
 
         Args:
-            recording, sampling_rate, leads, units: see [`open_recording`].
+            recording, sampling_rate, leads, units, trusted: see [`open_recording`].
             on_gap (`"raise"` or `"skip"`): what to do about a window with a gap longer than `max_gap_seconds`. An
                 optional lead without any sample in a window is masked there instead.
         """
         if on_gap not in ("raise", "skip"):
             raise ValueError(f"on_gap is {on_gap!r}; expected 'raise' or 'skip'")
         given = {"sampling_rate": sampling_rate, "leads": leads, "units": units, "unnamed_leads": self.leads}
-        return Windows(_Source(self, open_recording(recording, **given)), on_gap)
+        return Windows(_Source(self, open_recording(recording, **given, trusted=trusted)), on_gap)
 
     def pad(
         self,

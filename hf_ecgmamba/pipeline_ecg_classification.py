@@ -50,6 +50,7 @@ class EcgClassificationPipeline(Pipeline):
         top_k (`int`, *optional*): how many findings to return; all by default.
         window_pooling (`"max"` or `"mean"`, *optional*): in place of the default above.
         sampling_rate, leads, units: of recordings that do not state them, as `open_recording` takes them.
+        trusted (`bool`, defaults to True): False for recordings that strangers send, as `open_recording` takes it.
         progress (`bool`, defaults to False): whether to show a bar.
 
     Raises:
@@ -82,7 +83,7 @@ class EcgClassificationPipeline(Pipeline):
         def taken(*names):
             return {name: parameters.pop(name) for name in names if parameters.get(name) is not None}
 
-        reading = taken("sampling_rate", "leads", "units", "progress")
+        reading = taken("sampling_rate", "leads", "units", "trusted", "progress")
         judging = taken("thresholds", "top_k", "window_pooling")
         parameters = {name: value for name, value in parameters.items() if value is not None}
         if parameters:

@@ -23,6 +23,7 @@ from .recording_channels import (
 )
 from .recording_edf import open_edf
 from .recording_text import open_text
+from .recording_uploads import require_harmless_file, require_limits, unpack_upload
 from .recording_wfdb import open_wfdb
 
 _BY_ENDING = {
@@ -42,7 +43,7 @@ def read_recording(source, **kwargs) -> Recording:
     return source if isinstance(source, Recording) and not kwargs else open_recording(source, **kwargs).read()
 
 
-def open_recording(source, *, sampling_rate=None, leads=None, units=None, unnamed_leads=STANDARD_LEADS):
+def open_recording(source, *, sampling_rate=None, leads=None, units=None, unnamed_leads=STANDARD_LEADS, trusted=True):
     """Look at an ECG without loading it.
 
     Args:
@@ -50,6 +51,7 @@ def open_recording(source, *, sampling_rate=None, leads=None, units=None, unname
             - a path: a WFDB record (`.hea`, its signal file, or the name without an ending; multi-segment, FLAC-coded
               and MATLAB-coded too), `.csv`/`.tsv`/`.txt` columns with or without a header, `.npy`, `.npz`, `.mat`
               (CPSC 2018, CODE-15), `.h5` (SPH and the like), `.edf`/`.bdf`;
+            - bytes: the content of such a file, or of a zip archive of them (a WFDB record);
             - an array `[time]`, `[leads, time]` or `[time, leads]` (numpy or torch);
             - a dict with `array`, and `sampling_rate`, `leads`, `units` where known;
             - a `Recording` or `RecordingFile`.
@@ -60,6 +62,8 @@ def open_recording(source, *, sampling_rate=None, leads=None, units=None, unname
             source that does not state its own. Unstated and not given means mV, if the values can be that.
         unnamed_leads (`tuple[str]`): what the channels of a source without names are, if they are as many; twelve are
             else taken in the usual order.
+        trusted (`bool`): False for what strangers send: a file may then lead to no other but the signal files beside
+            its header, and rate, duration and what a file unpacks to have the limits of `recording_uploads.py`.
 
     Returns:
         `RecordingFile`
@@ -82,8 +86,13 @@ def open_recording(source, *, sampling_rate=None, leads=None, units=None, unname
             for name, given in (("sampling_rate", sampling_rate), ("leads", leads), ("units", units))
         )
     leads = checked_leads(leads)
+    folder = None
+    if isinstance(source, (bytes, bytearray)):
+        folder, source = unpack_upload(source)
     if isinstance(source, (str, Path)):
         try:
+            if not trusted:
+                require_harmless_file(Path(source))
             channels = _open_path(Path(source), leads)
         except _ON_DAMAGED_FILES as error:
             raise ValueError(f"{Path(source).name} is damaged ({type(error).__name__}: {one_line(error)})") from error
@@ -99,12 +108,16 @@ def open_recording(source, *, sampling_rate=None, leads=None, units=None, unname
         channels = open_array(source, "array", leads, unnamed_leads)
 
     settle_rate(channels, sampling_rate)
+    if not trusted:
+        require_limits(channels)
     names, naming_notes = settle_names(channels, leads, unnamed_leads)
     settle_units(channels, units)
     chosen, kept, factors, notes = choose_leads(channels, names, given=leads is not None)
     if not isinstance(source, (str, Path)):  # who gives an array of twelve knows their order
         naming_notes = []
-    return RecordingFile(channels, chosen, kept, factors, [*channels.notes, *naming_notes, *notes])
+    opened = RecordingFile(channels, chosen, kept, factors, [*channels.notes, *naming_notes, *notes])
+    opened.folder = folder  # of what came as bytes: it goes with the object
+    return opened
 
 
 # -- which family of formats a file belongs to ------------------------------------------------------------------------

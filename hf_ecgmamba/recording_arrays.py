@@ -26,14 +26,19 @@ def open_numpy(path, leads):
     try:
         loaded = np.load(path, allow_pickle=False, mmap_mode="r" if path.suffix.lower() == ".npy" else None)
     except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path.name}: not a numpy file without pickled objects ({one_line(error)})") from error
+        raise ValueError(f"{path.name}: not a numpy file without pickled objects ({_own_words(error)})") from error
     if isinstance(loaded, np.ndarray):
         return open_array(loaded, path.stem, leads)
     with loaded:
         key = _signal_key(path, loaded.files)
-        rate, names, units = (_first_of(loaded, loaded.files, keys) for keys in (_RATE_KEYS, _LEAD_KEYS, _UNIT_KEYS))
+        try:
+            signal = loaded[key]
+            stated = [_first_of(loaded, loaded.files, keys) for keys in (_RATE_KEYS, _LEAD_KEYS, _UNIT_KEYS)]
+        except ValueError as error:
+            raise ValueError(f"{path.name}: not an archive of numbers ({_own_words(error)})") from error
+        rate, names, units = stated
         names = None if names is None else [str(name) for name in names.ravel()]
-        channels = open_array(loaded[key], path.stem, leads or names)
+        channels = open_array(signal, path.stem, leads or names)
     if names is not None:
         channels.names = names
     if rate is not None:
@@ -118,6 +123,11 @@ def _signal_key(path, keys):
             f"{', '.join(_SIGNAL_KEYS)}"
         )
     return candidates[0]
+
+
+def _own_words(error):
+    """numpy's messages advise its reader to unpickle."""
+    return "it holds Python objects" if "pickle" in str(error) or "Python objects" in str(error) else one_line(error)
 
 
 def _first_of(mapping, present, keys):

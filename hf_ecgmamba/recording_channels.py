@@ -112,6 +112,8 @@ class RecordingFile:
         self._chosen = chosen
         if self.num_samples == 0:
             raise ValueError(f"{self.name} holds no samples")
+        if self.num_samples / self.sampling_rate > 1e12:  # thirty thousand years
+            raise ValueError(f"{self.name}: a sampling rate of {self.sampling_rate:g} Hz is none of an ECG")
 
     @property
     def duration(self) -> float:
