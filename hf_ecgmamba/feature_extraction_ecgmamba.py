@@ -372,7 +372,7 @@ class Windows:
 
     def __init__(self, source, on_gap):
         self._source = source
-        self._on_gap = on_gap
+        self.on_gap = on_gap
         self._starts = source.extractor.window_starts(source.length)
 
     @property
@@ -399,7 +399,7 @@ class Windows:
             try:
                 window = source.cut(span, start, stop)
             except GapError:
-                if self._on_gap == "raise":
+                if self.on_gap == "raise":
                     raise
                 continue
             window.input_values = _pad_end(window.input_values, size)
@@ -433,21 +433,18 @@ class _Source:
     def _mix_leads(self):
         """`mixture` `[model's leads, file's leads]` gives each of the model's leads, computed ones included."""
         extractor, file = self.extractor, self.file
-        rows = {lead: np.eye(len(file.leads), dtype=np.float32)[k] for k, lead in enumerate(file.leads)}
-        for lead, recipe in _LIMB_LEADS:
-            if lead not in rows and all(other in rows for other in recipe):
-                rows[lead] = sum(np.float32(share) * rows[other] for other, share in recipe.items())
-        self.present = np.array([lead in rows for lead in extractor.leads])
+        self.mixture, self.present = _mixture(tuple(extractor.leads), file.leads)
         self.required = np.array([lead not in extractor.optional_leads for lead in extractor.leads])
-        absent = [lead for lead in extractor.leads if lead not in rows]
+        absent = [lead for lead, is_present in zip(extractor.leads, self.present, strict=True) if not is_present]
         if (self.required & ~self.present).any() or not self.present.any():
             missing = [lead for lead in absent if lead not in extractor.optional_leads] or absent
             raise ValueError(
                 f"{file.name} has the leads {', '.join(file.leads)}; the model also needs {', '.join(missing)}"
             )
-        self.mixture = np.stack([rows.get(lead, np.zeros(len(file.leads), np.float32)) for lead in extractor.leads])
-        computed = [lead for lead in extractor.leads if lead in rows and lead not in file.leads]
-        unused = [lead for k, lead in enumerate(file.leads) if not self.mixture[:, k].any()]
+        self.used = self.mixture.any(axis=0)
+        self.is_as_it_lies = tuple(extractor.leads) == file.leads
+        computed = [lead for lead in extractor.leads if lead not in absent and lead not in file.leads]
+        unused = [lead for lead, is_used in zip(file.leads, self.used, strict=True) if not is_used]
         self.notes = file.notes
         for leads, text in (
             (computed, "computed from the other limb leads"),
@@ -467,8 +464,8 @@ class _Source:
         raw_start = max(first * down // up - reach, 0)
         raw_stop = min(last * down // up + reach, file.num_samples)
         raw = file.read(raw_start, raw_stop).signal
-        raw, gaps = _fill_gaps(raw, self.mixture.any(axis=0))
-        raw = raw if np.array_equal(self.mixture, np.eye(len(raw))) else self.mixture @ raw
+        raw, gaps = _fill_gaps(raw, self.used)
+        raw = raw if self.is_as_it_lies else self.mixture @ raw
         values = _resample_span(raw, raw_start, file.num_samples, up, down, first, last)
         values = extractor._filter(values)[:, start - first : stop - first]
         rate = file.sampling_rate
@@ -513,6 +510,20 @@ class _Source:
             lead_mask=present.astype(np.int64),
             notes=(*self.notes, *notes) if (start, stop) == (0, self.length) else tuple(notes),
         )
+
+
+@lru_cache
+def _mixture(leads, file_leads):
+    """float32 `[leads, file_leads]`, which gives each of `leads` from the file's, and which of them it gives."""
+    rows = dict(zip(file_leads, np.eye(len(file_leads), dtype=np.float32), strict=True))
+    for lead, recipe in _LIMB_LEADS:
+        if lead not in rows and all(other in rows for other in recipe):
+            rows[lead] = sum(np.float32(share) * rows[other] for other, share in recipe.items())
+    absent = np.zeros(len(file_leads), np.float32)
+    mixture, present = np.stack([rows.get(lead, absent) for lead in leads]), np.array([lead in rows for lead in leads])
+    for array in (mixture, present):
+        array.setflags(write=False)  # it is everybody's
+    return mixture, present
 
 
 def _as_list(recordings) -> list:
@@ -595,6 +606,8 @@ def _signal_notes(leads, raw, present):
 
 
 def _pad_end(array, length):
+    if array.shape[-1] == length:
+        return array
     return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, length - array.shape[-1])])
 
 

@@ -159,7 +159,7 @@ class EcgClassificationPipeline(Pipeline):
         windows = self.feature_extractor.windows(recording, on_gap="skip", **reading)
         if len(windows) == 1:
             # in a long recording a stretch without signal costs its windows, in a short one it is an error
-            windows = self.feature_extractor.windows(windows.recording, on_gap="raise")
+            windows.on_gap = "raise"
         return windows, progress
 
     def _forward(self, batch):

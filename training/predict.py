@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from itertools import islice
+from itertools import chain, islice
 from math import isnan
 from numbers import Real
 from pathlib import Path
@@ -41,6 +41,7 @@ from training.recipe import parse_recipe
 from training.reports import atomic_path
 
 STATED = ("sampling_rate", "leads", "units")
+MOST_PIECES = 1000  # on their way together, of recordings that fail
 SUFFIXES = (".hea", ".mat", ".h5", ".hdf5", ".edf", ".bdf", ".npy", ".npz", ".csv", ".tsv", ".txt")
 
 
@@ -232,12 +233,27 @@ class Piece:
 
 
 class Reading(torch.utils.data.IterableDataset):
-    """The recordings of one process in pieces of a batch at most, so that memory does not grow with their length."""
+    """
+    The recordings of one process in pieces of a batch at most, so that memory does not grow with their length.
+
+    Iterating gives lists of pieces with a batch of windows between them: what goes from process to process one by one
+    takes longer on its way than in the making.
+    """
 
     def __init__(self, sources, indices, pipeline, options):
         self.sources, self.indices, self.pipeline, self.options = sources, indices, pipeline, options
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Iterator[list[Piece]]:
+        together, num_windows = [], 0
+        for piece in self._pieces():
+            together.append(piece)
+            num_windows += len(piece.windows)
+            if num_windows >= self.options.batch_size or len(together) >= MOST_PIECES:
+                yield together
+                together, num_windows = [], 0
+        yield together
+
+    def _pieces(self):
         worker = torch.utils.data.get_worker_info()
         for index in self.indices if worker is None else self.indices[worker.id :: worker.num_workers]:
             try:
@@ -258,7 +274,7 @@ def classify(pipeline, reading, options):
     """(index, row of the table or reason of failure) for each recording, in the order in which they are finished."""
     loader = torch.utils.data.DataLoader(reading, batch_size=None, num_workers=options.num_workers)
     recordings, waiting, num_windows = {}, [], 0
-    for piece in loader:
+    for piece in chain.from_iterable(loader):
         if piece.failure is not None:
             recordings.pop(piece.index, None)
             yield piece.index, piece.failure
