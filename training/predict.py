@@ -14,6 +14,7 @@ another model.
 import csv
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,9 @@ from math import isnan
 from numbers import Real
 from pathlib import Path
 from typing import Any
+
+# threads that spin while they wait take the cores from the processes that read
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import datasets
 import pyarrow
