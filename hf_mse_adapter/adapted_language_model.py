@@ -6,7 +6,6 @@ every layer) refuses by itself; one that ignores the attention mask (RWKV) reads
 """
 
 from dataclasses import dataclass
-from inspect import signature
 
 import torch
 import transformers
@@ -15,7 +14,14 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import ModelOutput, TransformersKwargs, logging
 
 from .answers import Prediction, left_padded_prompts, require_finite
-from .lower_layers import num_layers_of, observed_run, states_after
+from .lower_layers import (
+    num_layers_of,
+    observed_run,
+    parameters_of,
+    run_and_see_last_states,
+    states_after,
+    without_peft,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -91,13 +97,15 @@ def prepare_inputs(
     if input_ids is None or input_ids.ndim != 2 or 0 in input_ids.shape:
         came = None if input_ids is None else list(input_ids.shape)
         raise ValueError(f"input_ids has the shape {came}; expected [batch, length] with at least one token")
-    embeds = llm.get_input_embeddings()(input_ids)
+    embedding = llm.get_input_embeddings()
+    input_ids = _known_ids(input_ids, embedding.num_embeddings, attention_mask, pseudo_token_mask)
+    embeds = embedding(input_ids)
+    device = embeds.device
     if embeds.shape[-1] != adapter.projector.projection.out_features:
         expected = adapter.projector.projection.out_features
         raise ValueError(
             f"the LLM's embeddings have width {embeds.shape[-1]}; expected {expected}, as the adapter has"
         )
-    device = embeds.device
     token_fields = {
         "attention_mask": attention_mask,
         "pseudo_token_mask": pseudo_token_mask,
@@ -137,6 +145,40 @@ def prepare_inputs(
         "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
     }
     return inputs if labels is None else inputs | {"labels": labels.to(device)}
+
+
+def bare_inputs(llm, batch):
+    """`prepare_inputs` without an adapter: the same tokens as the LLM's own embeddings, also where pseudo tokens would
+    stand, as `forward` and `generate` of a disabled adapter give them to it."""
+    embedding = llm.get_input_embeddings()
+    embeds = embedding(batch["input_ids"])
+    mask = batch["attention_mask"].to(embeds.device).long()
+    return {
+        "inputs_embeds": embeds,
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
+    }
+
+
+def _known_ids(input_ids, num_embeddings, attention_mask, pseudo_token_mask):
+    """The ids, where any token may stand (padding, places of pseudo tokens) one that the LLM has.
+
+    Raises:
+        ValueError: a token that counts has no row in the LLM's embedding.
+    """
+    unknown = (input_ids >= num_embeddings) | (input_ids < 0)
+    if not unknown.any():
+        return input_ids
+    counts = torch.ones_like(unknown) if attention_mask is None else attention_mask.to(unknown.device).bool()
+    if pseudo_token_mask is not None:
+        counts = counts & ~pseudo_token_mask.to(unknown.device).bool()
+    if (unknown & counts).any():
+        came = int(input_ids[unknown & counts][0])
+        raise ValueError(
+            f"input_ids holds the token {came}; expected tokens from 0 to {num_embeddings - 1}, as the LLM's "
+            "embedding has (resize_token_embeddings adds rows for new ones)"
+        )
+    return input_ids.masked_fill(unknown, 0)
 
 
 def _require_room(llm, mask):
@@ -194,7 +236,7 @@ def forward_with_adapter(
     if llm_options.pop("inputs_embeds", None) is not None:
         raise ValueError("inputs_embeds cannot be used with an MSE-Adapter, which embeds by itself; give input_ids")
     # many LLMs take whatever they are given, and a misspelt modality would be a missing one
-    known = {*signature(llm.forward).parameters, *TransformersKwargs.__annotations__, "return_dict"}
+    known = {*parameters_of(llm), *TransformersKwargs.__annotations__, "return_dict"}
     if unknown := sorted(name for name, value in llm_options.items() if value is not None and name not in known):
         raise ValueError(
             f"unknown arguments {', '.join(unknown)}; expected {', '.join(BATCH_FIELDS)}, or the LLM's own"
@@ -286,7 +328,7 @@ def _share_of(loss, share):
 def _run_llm(llm, prepared, positions, needs_hidden_states, layers, options):
     """Logits [batch, positions, vocabulary] and, if needed and to be had, the last hidden states [batch, positions,
     hidden_size], or with `layers` those after each of them [batch, positions, layers, hidden_size]."""
-    parameters = signature(llm.forward).parameters
+    parameters = parameters_of(llm)
     options = {name: value for name, value in options.items() if value is not None} | {"use_cache": False}
     inputs = {name: value for name, value in prepared.items() if name != "position_ids" or name in parameters}
     can_choose = "logits_to_keep" in parameters
@@ -298,28 +340,19 @@ def _run_llm(llm, prepared, positions, needs_hidden_states, layers, options):
         logits = outputs.logits if can_choose else outputs.logits[:, positions.to(outputs.logits.device)]
         return logits, torch.stack([state[:, positions.to(state.device)].to(logits.device) for state in states], dim=2)
 
-    seen = []
-    output_embeddings = llm.get_output_embeddings() if needs_hidden_states else None
-    if output_embeddings is not None:
+    hidden_states, whole = None, not can_choose
+    if needs_hidden_states:
         # what the output layer is given is the last hidden state; asking for all layers' would hold them in memory
-        hook = output_embeddings.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-    elif needs_hidden_states:
-        options["output_hidden_states"] = True
-    try:
-        outputs = llm(**inputs, **options)
-    finally:
-        if output_embeddings is not None:
-            hook.remove()
-    logits = outputs.logits if can_choose else outputs.logits[:, positions.to(outputs.logits.device)]
-    if not needs_hidden_states:
-        return logits, None
-    if seen:
-        hidden_states, whole = seen[0], not can_choose
-    elif outputs.hidden_states:
-        hidden_states, whole = outputs.hidden_states[-1], True
+        outputs, hidden_states = run_and_see_last_states(llm, inputs, options)
+        if hidden_states is None:
+            outputs, whole = llm(**inputs, **(options | {"output_hidden_states": True})), True
+            hidden_states = outputs.hidden_states[-1] if outputs.hidden_states else None
     else:
-        return logits, None
-    return logits, hidden_states[:, positions.to(hidden_states.device)] if whole else hidden_states
+        outputs = llm(**inputs, **options)
+    logits = outputs.logits if can_choose else outputs.logits[:, positions.to(outputs.logits.device)]
+    if hidden_states is not None and whole:
+        hidden_states = hidden_states[:, positions.to(hidden_states.device)]
+    return logits, hidden_states
 
 
 def generate_with_adapter(adapter, llm, **kwargs):
@@ -442,12 +475,17 @@ def require_embeddings_are_enough(llm):
     Raises:
         ValueError: naming the LLM's class and what it does.
     """
-    name, parameters = type(llm).__name__, signature(llm.forward).parameters
+    name, parameters = type(without_peft(llm)).__name__, parameters_of(llm)
     if "inputs_embeds" not in parameters:
         raise ValueError(f"the LLM is a {name}; expected one that runs by inputs_embeds")
     # remote code may lack `generate` and still score answers
     if llm.config.is_encoder_decoder or not (llm.can_generate() or is_remote_code(llm)):
         raise ValueError(f"the LLM is a {name}; expected a causal one, as AutoModelForCausalLM loads it")
+    if getattr(getattr(llm, "active_peft_config", None), "is_prompt_learning", False):
+        raise ValueError(
+            f"the LLM is a {name} with {type(llm.active_peft_config).__name__}, whose virtual tokens would stand "
+            "before ours; expected one without prompt learning"
+        )
     embedding = llm.get_input_embeddings()
     if not is_remote_code(llm) or embedding.weight.is_meta:
         return

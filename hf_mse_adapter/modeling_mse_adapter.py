@@ -333,15 +333,20 @@ class MseForConditionalGeneration(PreTrainedModel):
         own_options = {name: value for name, value in hub_options.items() if name != "force_download"} | own_place
         if os.path.isdir(folder):
             require_saved_weights(folder, **own_options)
+        loading_info, foreign = {}, {}
         try:
             if config is None and _is_peft_folder(folder, hub_options | own_place):
-                model, loading_info = cls._from_peft_folder(folder, hub_options | own_place), {}
+                model, foreign = cls._from_peft_folder(folder, hub_options | own_place)
             else:
                 _require_own_type(folder, config, hub_options | own_place)
                 model, loading_info = super().from_pretrained(
                     folder, *model_args, config=config, dtype=torch.float32, output_loading_info=True, **kwargs
                 )
-        except (IndexError, KeyError, RuntimeError, SafetensorError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except (IndexError, KeyError, SafetensorError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not _is_about_weights(error):
+                raise
             raise ValueError(f"the weights in {folder} are damaged, or not those of its config: {error}") from error
         if not os.path.isdir(folder):  # in the cache only now
             require_saved_weights(folder, **own_options)
@@ -362,6 +367,7 @@ class MseForConditionalGeneration(PreTrainedModel):
                 folder, hub_options, own_place, options | (backbone_options or {})
             )
         model.set_language_model(backbone)
+        model._require_equal(foreign, folder)
         model.eval()
         return (model, loading_info) if wants_loading_info else model
 
@@ -385,6 +391,8 @@ class MseForConditionalGeneration(PreTrainedModel):
         if fields.get("peft_type") != "MSE_ADAPTER":
             raise ValueError(f"peft_type in {folder} is {fields.get('peft_type')!r}; expected 'MSE_ADAPTER'")
         weights = load_file(cached_file(folder, "adapter_model.safetensors", **hub_options))
+        # PEFT adds the embeddings of an LLM that was resized
+        foreign = {name: weights.pop(name) for name in list(weights) if f"{PEFT_CONTAINER}." not in name}
         weights = {name.split(f"{PEFT_CONTAINER}.", 1)[1]: value for name, value in weights.items()}
         known = {name: fields[name] for name in MseAdapterConfig.__dataclass_fields__ if name in fields}
         config = MseConfig.from_adapter_config(
@@ -396,7 +404,20 @@ class MseForConditionalGeneration(PreTrainedModel):
             config.backbone_name_or_path = os.path.abspath(named)
         model = cls(config)
         model.adapter.load_state_dict(weights)
-        return model
+        return model, foreign
+
+    def _require_equal(self, foreign, folder):
+        """Refuse weights of an LLM in an adapter's file, unless they are the LLM's own."""
+        own = self.language_model.state_dict(keep_vars=True) if foreign else {}
+        for name, value in foreign.items():
+            # in PEFT our layer stands around the input embedding
+            weight = own.get(name.removeprefix("base_model.model.").replace(".base_layer.", "."))
+            if weight is None or weight.shape != value.shape or not torch.equal(weight.to(value), value):
+                raise ValueError(
+                    f"{folder} holds {name}, a weight of an LLM that was changed or resized after it was loaded from "
+                    f"{self.config.backbone_name_or_path}; expected the adapter's weights alone, or that LLM as "
+                    "backbone="
+                )
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As `PreTrainedModel.save_pretrained`: the adapter alone, and config.json."""
@@ -521,10 +542,21 @@ class MseForConditionalGeneration(PreTrainedModel):
     def get_output_embeddings(self):
         return None
 
+    def resize_token_embeddings(self, *args, **kwargs):
+        """As the LLM does it; its new rows stay as frozen as the others."""
+        embedding = self._llm().resize_token_embeddings(*args, **kwargs)
+        self.language_model.requires_grad_(False)
+        return embedding
+
     def _llm(self):
         if self.language_model is None:
             raise ValueError("this model has no LLM yet; use from_pretrained, from_backbone or set_language_model")
         return self.language_model
+
+
+def _is_about_weights(error):
+    """Whether a RuntimeError of loading tells of sizes or files, rather than of a device or of foreign code."""
+    return any(words in str(error) for words in ("size mismatch", "Error(s) in loading", "shape", "safetensors"))
 
 
 def _is_peft_folder(folder, hub_options):

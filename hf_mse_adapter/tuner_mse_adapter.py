@@ -8,9 +8,11 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import register_peft_method
 from torch import nn
+from transformers import AutoConfig
 
 from .adapted_language_model import (
     BATCH_FIELDS,
+    bare_inputs,
     device_of,
     forward_with_adapter,
     generate_with_adapter,
@@ -90,6 +92,11 @@ class MseAdapterModel(BaseTuner):
         target.add_adapter(adapter_name, peft_config)
 
     @classmethod
+    def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict):
+        state_dict = _with_own_weights_only(model, config, state_dict)
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+
+    @classmethod
     def _remove_adapter_name_from_key(cls, key, adapter_name):
         return key.replace(f"{PEFT_CONTAINER}.{adapter_name}.", f"{PEFT_CONTAINER}.", 1)
 
@@ -111,6 +118,17 @@ class MseAdapterModel(BaseTuner):
 
     def _layer(self):
         return self.model.get_input_embeddings()
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        """As `PreTrainedModel.resize_token_embeddings`: the LLM's embedding gets other rows, the adapters stay."""
+        layer = self._layer()
+        self.model.set_input_embeddings(layer.base_layer)
+        try:
+            self.model.resize_token_embeddings(*args, **kwargs)
+            layer.base_layer = self.model.get_input_embeddings().requires_grad_(False)
+        finally:
+            self.model.set_input_embeddings(layer)
+        return layer.base_layer
 
     def prepare_inputs(self, **batch):
         """inputs_embeds, attention_mask and position_ids for the LLM, see [`prepare_inputs`]."""
@@ -134,7 +152,12 @@ class MseAdapterModel(BaseTuner):
         return generate_with_adapter(self.adapter, self.model, **kwargs)
 
     def predict(self, batch, answers, method=None):
-        """`list[Prediction]` for a batch, see `MseForConditionalGeneration.predict`."""
+        """`list[Prediction]` for a batch, see `MseForConditionalGeneration.predict`. With the adapter disabled, what
+        the LLM itself answers to the same tokens; no head answers then."""
+        if self._layer().disable_adapters:
+            if method == "head":
+                raise ValueError("method is 'head', but the adapter, whose head it is, is disabled")
+            return answers.predict(_BareLanguageModel(self.model), batch, method)
         return predict_with_adapter(self, self.adapter, batch, answers, method)
 
     def train(self, mode=True):
@@ -163,6 +186,10 @@ class MseAdapterModel(BaseTuner):
             "save_pretrained keeps the adapter, unload gives back the LLM"
         )
 
+    def unmerge_adapter(self, *args, **kwargs):
+        """Raises ValueError: nothing is ever merged, see `merge_adapter`."""
+        raise ValueError("an MSE-Adapter is never merged into the LLM, so there is nothing to take out of it")
+
     def merge_and_unload(self, *args, **kwargs):
         """Raises ValueError, see `merge_adapter`."""
         self.merge_adapter()
@@ -170,6 +197,58 @@ class MseAdapterModel(BaseTuner):
     def add_weighted_adapter(self, *args, **kwargs):
         """Raises ValueError: no weighted sum of weights acts as the weighted sum of the adapters."""
         raise ValueError("MSE-Adapters cannot be added up: they are not linear in their weights. Use one at a time")
+
+
+class _BareLanguageModel:
+    """An LLM as `AnswerFormat.predict` takes a model, without any adapter."""
+
+    def __init__(self, language_model):
+        self.language_model = language_model
+
+    def prepare_inputs(self, **batch):
+        return bare_inputs(self.language_model, batch)
+
+    def generate(self, **kwargs):
+        inputs = bare_inputs(self.language_model, {name: kwargs.pop(name, None) for name in BATCH_FIELDS})
+        del inputs["position_ids"]
+        return self.language_model.generate(**inputs, **kwargs)
+
+
+def _with_own_weights_only(model, config, state_dict):
+    """
+    Refuse an adapter file that would change the LLM: PEFT loads whatever weights it holds over the LLM's own.
+
+    What PEFT itself may have put there beside the adapter are the embeddings of an LLM that was resized, or with
+    `save_embedding_layers`. They are taken as far as they equal the LLM's own rows; rows that were added to it may
+    differ.
+    """
+    own, kept = model.state_dict(keep_vars=True), {}
+    for name, value in state_dict.items():
+        if f"{PEFT_CONTAINER}." in name:
+            kept[name] = value
+            continue
+        # our layer stands around the input embedding
+        place = name if name in own else name.replace(".weight", ".base_layer.weight")
+        weight, rows, kept[place] = own.get(place), _original_rows(config), value
+        if weight is None or weight.shape != value.shape or not _equal(weight[:rows], value[:rows]):
+            raise ValueError(
+                f"the adapter's file holds {name}, a weight of the LLM that differs from the LLM's own; expected the "
+                "adapter's weights alone (an LLM that was changed is saved by itself, and named as the base model)"
+            )
+    return kept
+
+
+def _original_rows(config):
+    """Rows of the LLM's embedding that came with it: all, unless the config that it was loaded from says fewer."""
+    try:
+        original = AutoConfig.from_pretrained(config.base_model_name_or_path, revision=config.revision)
+        return original.get_text_config().vocab_size
+    except (AttributeError, OSError, TypeError, ValueError):
+        return None
+
+
+def _equal(weight, value):
+    return weight.is_meta or torch.equal(weight.detach().to(value.device, value.dtype), value)
 
 
 def _for_bare_llm(kwargs):
