@@ -556,7 +556,7 @@ class MseForConditionalGeneration(PreTrainedModel):
 
 def _is_about_weights(error):
     """Whether a RuntimeError of loading tells of sizes or files, rather than of a device or of foreign code."""
-    return any(words in str(error) for words in ("size mismatch", "Error(s) in loading", "shape", "safetensors"))
+    return any(words in str(error) for words in ("mismatch", "Error(s) in loading", "safetensors"))
 
 
 def _is_peft_folder(folder, hub_options):

@@ -132,7 +132,8 @@ def test_resizing_after_wrapping(llm_folder):
     expected = values(model)
     model.resize_token_embeddings(410)
     assert model.get_base_model().config.vocab_size == 410
-    assert values(model) == pytest.approx(expected, abs=1e-5)
+    # ten more tokens that might have been written take some of the likelihood
+    assert values(model) == pytest.approx(expected, abs=2e-3)
     assert not any(p.requires_grad for name, p in model.named_parameters() if "mse_adapter" not in name)
     whole = MseForConditionalGeneration.from_backbone(AutoModelForCausalLM.from_pretrained(llm_folder), CONFIG)
     whole.resize_token_embeddings(410)
