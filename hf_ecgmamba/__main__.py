@@ -12,7 +12,7 @@ PICTURES = (".png", ".pdf", ".svg")
 
 
 def main(arguments=None):
-    """Runs the command; returns its exit code: 0, or 2 with one line on stderr."""
+    """Runs the command; returns its exit code: 0; 2 with one line on stderr; 3 where nothing is found for a doubt."""
     options = parser().parse_args(arguments)
     try:
         result = classify(options)
@@ -24,7 +24,7 @@ def main(arguments=None):
         print(json.dumps({"file": options.file, **result}, ensure_ascii=False, indent=2))
     else:
         print(as_text(result, options))
-    return 0
+    return 3 if result["refused"] is not None and not result["findings"] else 0
 
 
 def parser():
@@ -41,7 +41,13 @@ def parser():
     parser.add_argument("--top-k", type=int, metavar="K", help="print the K highest scores only")
     parser.add_argument("--sampling-rate", type=float, metavar="HZ", help="of a file that does not state it")
     parser.add_argument("--leads", type=lambda text: text.split(","), help="of a file that does not, as I,II,V1")
-    parser.add_argument("--units", help="of a file that does not: mV, uV, V or nV")
+    parser.add_argument("--units", help="of a file that does not: mV, uV, V, nV or mV per unit")
+    parser.add_argument(
+        "--on-doubt",
+        "--on_doubt",
+        choices=("refuse", "note"),
+        help="note: findings also in a recording that is probably not what it is said to be (default: refuse)",
+    )
     parser.add_argument("--batch-size", type=int, help="windows at once (default: 16)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the accelerator if there is one)")
     return parser
@@ -57,7 +63,7 @@ def classify(options):
     logging.disable_progress_bar()  # of the weights, which load in no time
     ecg = load_pipeline(options.model, options.revision or "main", options.device, batch_size=options.batch_size)
     logging.enable_progress_bar()
-    arguments = {name: getattr(options, name) for name in ("top_k", "sampling_rate", "leads", "units")}
+    arguments = {name: getattr(options, name) for name in ("top_k", "sampling_rate", "leads", "units", "on_doubt")}
     arguments["progress"] = sys.stderr.isatty()
     if options.plot is None:
         return ecg(options.file, **arguments)
@@ -79,9 +85,13 @@ def check_plot(options):
 
 def as_text(result, options):
     """The result for a person: findings as a table, then timeline, notes, and where the picture is."""
-    width = max(len(finding["label"]) for finding in result["findings"])
     lines = [Path(options.file).name, ""]
-    is_number = result["findings"][0]["present"] is None
+    if not result["findings"]:
+        lines += [f"  no findings: {result['refused']}", "  (--on-doubt note gives them all the same)"]
+    elif result["refused"] is not None:
+        lines += [f"  in doubt: {result['refused']}", ""]
+    width = max((len(finding["label"]) for finding in result["findings"]), default=0)
+    is_number = any(finding["present"] is None for finding in result["findings"])
     for finding in result["findings"]:
         score = f"{finding['score']:.4g}" if is_number else f"{finding['score']:6.1%}  {bar(finding['score'])}"
         lines.append(f"  {finding['label']:<{width}}  {score}{'  found' if finding['present'] else ''}")
@@ -90,7 +100,8 @@ def as_text(result, options):
     for entry in result["timeline"]:
         score = f"{entry['score']:.4g}" if is_number else f"{entry['score']:6.1%}"
         lines.append(f"  {clock(entry['start']):<8}  {clock(entry['end']):<8}  {entry['label']:<{width}}  {score}")
-    lines += ["", *(f"  note: {note}" for note in result["notes"])] if result["notes"] else []
+    notes = [note for note in result["notes"] if note != result["refused"]]
+    lines += ["", *(f"  note: {note}" for note in notes)] if notes else []
     lines += ["", f"  picture: {options.plot}"] if options.plot else []
     return "\n".join(lines)
 

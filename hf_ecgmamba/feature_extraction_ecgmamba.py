@@ -26,6 +26,7 @@ from .recording_channels import (
     library,
     unit_in_millivolts,
 )
+from .recording_limb_leads import arm_reversal_note, limb_lead_doubt
 
 NORMALIZATIONS = ("none", "mean", "per_record", "per_lead")
 
@@ -49,6 +50,14 @@ class GapError(ValueError):
     """A lead lacks samples for longer than may be filled in."""
 
 
+@dataclass(frozen=True)
+class Doubt:
+    """Why a signal is probably not what it is said to be; `of_all` where that is then so in the whole recording."""
+
+    reason: str
+    of_all: bool = False
+
+
 @dataclass
 class Window:
     """A window of a recording, ready for the model but for the batch axis.
@@ -59,6 +68,7 @@ class Window:
         attention_mask (`np.ndarray`): int64 `[window]`, 0 where a short recording is padded.
         lead_mask (`np.ndarray`): int64 `[leads]`, 0 for an absent lead.
         notes (`tuple[str]`): what was found or done in this window (gaps filled, flat leads).
+        doubt (`Doubt`, *optional*): why nothing should be found in it.
     """
 
     start: float
@@ -67,6 +77,7 @@ class Window:
     attention_mask: np.ndarray
     lead_mask: np.ndarray
     notes: tuple[str, ...]
+    doubt: Doubt | None = None
 
 
 class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
@@ -193,13 +204,15 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
         recordings = _as_list(recordings)
         batch = self._as_clean_batch(recordings, sampling_rate, leads, units)
         if batch is not None:
-            features, notes = self._extract_batch(batch, sampling_rate)
+            features, notes = self._extract_batch(batch, sampling_rate, names_are_stated=leads is not None)
         else:
             given = {"sampling_rate": sampling_rate, "leads": leads, "units": units, "unnamed_leads": self.leads}
             windows = [self._whole(_Source(self, open_recording(recording, **given))) for recording in recordings]
             names = self.model_input_names
             features = {name: [getattr(window, name) for window in windows] for name in names}
-            notes = [window.notes for window in windows]
+            notes = [
+                window.notes if window.doubt is None else (*window.notes, window.doubt.reason) for window in windows
+            ]
         padded = self.pad(
             features,
             padding=padding,
@@ -212,7 +225,14 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
         return padded
 
     def windows(
-        self, recording, sampling_rate=None, leads=None, units=None, on_gap="raise", trusted=True
+        self,
+        recording,
+        sampling_rate=None,
+        leads=None,
+        units=None,
+        on_gap="raise",
+        on_doubt="refuse",
+        trusted=True,
     ) -> "Windows":
         """
         The windows of a recording of any length, in time order, in constant memory: iterate over the result; its `len`
@@ -225,11 +245,16 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
             recording, sampling_rate, leads, units, trusted: see [`open_recording`].
             on_gap (`"raise"` or `"skip"`): what to do about a window with a gap longer than `max_gap_seconds`. An
                 optional lead without any sample in a window is masked there instead.
+            on_doubt (`"refuse"` or `"note"`): what whoever reads the windows shall make of those with a `doubt`
+                (every lead flat, amplitudes of no heart, limb leads that contradict one another): no findings, or
+                findings and a note.
         """
         if on_gap not in ("raise", "skip"):
             raise ValueError(f"on_gap is {on_gap!r}; expected 'raise' or 'skip'")
+        if on_doubt not in ("refuse", "note"):
+            raise ValueError(f"on_doubt is {on_doubt!r}; expected 'refuse' or 'note'")
         given = {"sampling_rate": sampling_rate, "leads": leads, "units": units, "unnamed_leads": self.leads}
-        return Windows(_Source(self, open_recording(recording, **given, trusted=trusted)), on_gap)
+        return Windows(_Source(self, open_recording(recording, **given, trusted=trusted)), on_gap, on_doubt)
 
     def pad(
         self,
@@ -289,6 +314,8 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
         first = recordings[0]
         if any(getattr(recording, "shape", None) != getattr(first, "shape", ()) for recording in recordings):
             return None
+        if not all(type(recording) is np.ndarray or hasattr(recording, "detach") for recording in recordings):
+            return None  # a table with names, masked samples
         if not isinstance(sampling_rate, Real) or not 0 < sampling_rate < math.inf:
             return None
         if units is not None and not isinstance(units, (str, Real)):
@@ -301,16 +328,20 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
             return None
         scale = 1.0 if units is None else unit_in_millivolts(units)
         batch = np.stack([as_array(recording) for recording in recordings])
-        if scale is None or batch.dtype.kind not in "fiu" or batch.shape[-1] < SHORTEST_SECONDS * sampling_rate:
+        if (
+            scale is None
+            or batch.dtype.kind not in ("f" if units is None else "fiu")
+            or batch.shape[-1] < SHORTEST_SECONDS * sampling_rate
+        ):
             return None
         batch = batch.astype(np.float32) * np.float32(scale)
         if not np.isfinite(batch).all():
             return None
-        if units is None and not can_be_millivolts(batch.std(axis=-1).max(axis=-1)).all():
+        if units is None and not (_are_plain_millivolts(batch)).all():
             return None
         return batch
 
-    def _extract_batch(self, batch, sampling_rate):
+    def _extract_batch(self, batch, sampling_rate, names_are_stated):
         up, down = _ratio(self.sampling_rate, sampling_rate)
         length = math.ceil(batch.shape[-1] * up / down)
         values = _resample_span(batch, 0, batch.shape[-1], up, down, 0, length)
@@ -320,7 +351,14 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
             "attention_mask": np.ones((len(values), length), np.int64),
             "lead_mask": np.ones(values.shape[:-1], np.int64),
         }
-        return features, [_signal_notes(self.leads, signal, np.ones(len(signal), bool)) for signal in batch]
+        return features, [self._notes_of_clean(signal, sampling_rate, names_are_stated) for signal in batch]
+
+    def _notes_of_clean(self, signal, sampling_rate, names_are_stated):
+        notes, doubt = _look_at(self.leads, signal, np.ones(len(signal), bool))
+        if doubt is None and names_are_stated:
+            notes += tuple(filter(None, [arm_reversal_note(signal, self.leads, sampling_rate)]))
+            doubt = _limb_leads_doubt(signal, self.leads)
+        return notes if doubt is None else (*notes, doubt.reason)
 
     # -- filters ------------------------------------------------------------------------------------------------------
 
@@ -370,9 +408,9 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
 class Windows:
     """The windows of a recording, made while they are iterated over ([`EcgMambaFeatureExtractor.windows`])."""
 
-    def __init__(self, source, on_gap):
+    def __init__(self, source, on_gap, on_doubt):
         self._source = source
-        self.on_gap = on_gap
+        self.on_gap, self.on_doubt = on_gap, on_doubt
         self._starts = source.extractor.window_starts(source.length)
 
     @property
@@ -415,6 +453,7 @@ class _Span:
     stop: int
     values: np.ndarray
     raw: np.ndarray
+    own: np.ndarray  # the file's leads that `raw` is mixed from
     raw_start: int
     gaps: list  # (row of the file's leads, first second, last second), short or too long
 
@@ -464,13 +503,13 @@ class _Source:
         raw_start = max(first * down // up - reach, 0)
         raw_stop = min(last * down // up + reach, file.num_samples)
         raw = file.read(raw_start, raw_stop).signal
-        raw, gaps = _fill_gaps(raw, self.used)
-        raw = raw if self.is_as_it_lies else self.mixture @ raw
+        own, gaps = _fill_gaps(raw, self.used)
+        raw = own if self.is_as_it_lies else self.mixture @ own
         values = _resample_span(raw, raw_start, file.num_samples, up, down, first, last)
         values = extractor._filter(values)[:, start - first : stop - first]
         rate = file.sampling_rate
         gaps = [(row, (raw_start + a) / rate, (raw_start + b) / rate) for row, a, b in gaps]
-        return _Span(start, stop, values, raw, raw_start, gaps)
+        return _Span(start, stop, values, raw, own, raw_start, gaps)
 
     def cut(self, span, start, stop) -> Window:
         """One window of a span: masks, notes, normalisation."""
@@ -497,10 +536,15 @@ class _Source:
                 )
         if not present.any():
             raise GapError(f"{file.name}: no lead has samples from {begin:.2f} to {end:.2f} s")
-        raw = span.raw[
-            :, start * self.down // self.up - span.raw_start : -(-stop * self.down // self.up) - span.raw_start
-        ]
-        notes.extend(_signal_notes(extractor.leads, raw, present))
+        first, last = start * self.down // self.up - span.raw_start, -(-stop * self.down // self.up) - span.raw_start
+        raw, own = span.raw[:, first:last], span.own[:, first:last]
+        of_signal, doubt = _look_at(extractor.leads, raw, present)
+        notes.extend(of_signal)
+        if file.doubt is not None:
+            doubt = Doubt(file.doubt, of_all=True)
+        elif doubt is None and file.names_are_stated:
+            notes.extend(filter(None, [arm_reversal_note(own, file.leads, file.sampling_rate)]))
+            doubt = _limb_leads_doubt(own, file.leads)
         values = span.values[:, start - span.start : stop - span.start] * present[:, None]
         return Window(
             start=begin,
@@ -509,6 +553,7 @@ class _Source:
             attention_mask=np.ones(stop - start, np.int64),
             lead_mask=present.astype(np.int64),
             notes=(*self.notes, *notes) if (start, stop) == (0, self.length) else tuple(notes),
+            doubt=doubt,
         )
 
 
@@ -593,16 +638,29 @@ def _fill_gaps(raw, used):
     return raw, gaps
 
 
-def _signal_notes(leads, raw, present):
-    """What a look at the millivolts `[leads, time]` says: flat leads, and more or less than a heart makes."""
+def _look_at(leads, raw, present):
+    """Notes on the millivolts `[leads, time]`, and the doubt that they are an ECG: all flat, more or less than a heart
+    makes."""
     flat = present & (np.ptp(raw, axis=-1) < _FLAT_MILLIVOLTS)
-    if flat.all():
-        return ("every lead is flat: there is no ECG in it",)
+    if flat[present].all():
+        return (), Doubt("every lead is flat: there is no ECG in it")
     names = ", ".join(lead for lead, is_flat in zip(leads, flat, strict=True) if is_flat)
     notes = (f"flat: {names}",) if names else ()
     if not can_be_millivolts(raw[present].std(axis=-1).max()):
-        notes += ("its amplitudes are not those of an ECG in mV: is the unit right?",)
-    return notes
+        return notes, Doubt("its amplitudes are not those of an ECG in mV: is the unit right?")
+    return notes, None
+
+
+def _are_plain_millivolts(batch):
+    """Which signals of `[batch, leads, time]` are millivolts at first sight; `open_recording` looks at the others."""
+    heights = np.ptp(batch, axis=-1)
+    is_whole = (batch[..., :1000] == np.round(batch[..., :1000])).all(axis=(-1, -2)) & (heights.max(axis=-1) > 2)
+    return can_be_millivolts(batch.std(axis=-1).max(axis=-1)) & (np.median(heights, axis=-1) < 8) & ~is_whole
+
+
+def _limb_leads_doubt(signal, leads):
+    reason = limb_lead_doubt(signal, leads)
+    return None if reason is None else Doubt(reason, of_all=True)
 
 
 def _pad_end(array, length):

@@ -33,7 +33,8 @@ class EcgClassificationPipeline(Pipeline):
 
         {"findings": [{"label", "score", "present"}, ...],          highest score first
          "timeline": [{"start", "end", "label", "score"}, ...],     seconds; empty where one window holds it all
-         "notes": [str, ...]}                                       what was done to the recording to read it
+         "notes": [str, ...],                                       what was done to the recording to read it
+         "refused": str or None}                                    why nothing is found in it
 
     `present` is, by `config.problem_type`: multi_label_classification, the score reaches the label's threshold;
     single_label_classification, the label is the likeliest; regression, None, and the score is the number itself.
@@ -44,12 +45,17 @@ class EcgClassificationPipeline(Pipeline):
     centre, up to half way to its neighbours' centres; a label's neighbouring stretches are joined under their highest
     score.
 
+    A recording that is probably not what it is said to be (every lead flat, amplitudes that no heart makes, limb leads
+    that contradict one another) has no findings, and `refused` says why; so have windows of a long one, and the notes
+    count them. `on_doubt="note"` insists: findings, and the reason beside them.
+
     Args, at construction or call:
         batch_size (`int`, defaults to 16): windows that pass through the model at once, of one recording or several.
         thresholds (`float` or `list[float]`, *optional*): in place of the config's (0.5 where it has none).
         top_k (`int`, *optional*): how many findings to return; all by default.
         window_pooling (`"max"` or `"mean"`, *optional*): in place of the default above.
         sampling_rate, leads, units: of recordings that do not state them, as `open_recording` takes them.
+        on_doubt (`"refuse"` or `"note"`, defaults to refuse): see above.
         trusted (`bool`, defaults to True): False for recordings that strangers send, as `open_recording` takes it.
         progress (`bool`, defaults to False): whether to show a bar.
 
@@ -83,7 +89,7 @@ class EcgClassificationPipeline(Pipeline):
         def taken(*names):
             return {name: parameters.pop(name) for name in names if parameters.get(name) is not None}
 
-        reading = taken("sampling_rate", "leads", "units", "trusted", "progress")
+        reading = taken("sampling_rate", "leads", "units", "on_doubt", "trusted", "progress")
         judging = taken("thresholds", "top_k", "window_pooling")
         parameters = {name: value for name, value in parameters.items() if value is not None}
         if parameters:
@@ -137,6 +143,8 @@ class EcgClassificationPipeline(Pipeline):
             waiting.append(ScoredRecording(windows))
             bar = logging.tqdm(windows, total=len(windows), disable=not show_progress, desc=windows.recording.name)
             for window in bar:
+                if waiting[-1].leaves_out(window):
+                    continue
                 batch.append((waiting[-1], window))
                 if len(batch) == batch_size:
                     self._score(batch, forward_params)
@@ -171,6 +179,8 @@ class EcgClassificationPipeline(Pipeline):
 
     def postprocess(self, recording, thresholds=None, top_k=None, window_pooling=None):
         """A scored recording -> its findings, timeline and notes."""
+        if recording.refused is not None and recording.on_doubt == "refuse":
+            return {"findings": [], "timeline": [], "notes": recording.notes(), "refused": recording.refused}
         scores = recording.scores
         window_pooling = window_pooling or self.model.config.window_pooling or POOLING[self.problem_type]
         pooled = getattr(scores, window_pooling)(axis=0)
@@ -187,7 +197,7 @@ class EcgClassificationPipeline(Pipeline):
                 for stretch in joined(recording.stretches(), scores[:, index].tolist(), found[:, index]):
                     timeline.append({"label": labels[index], **stretch})
             timeline.sort(key=lambda stretch: stretch["start"])
-        return {"findings": findings, "timeline": timeline, "notes": recording.notes()}
+        return {"findings": findings, "timeline": timeline, "notes": recording.notes(), "refused": recording.refused}
 
     def _present(self, scores, thresholds):
         """Which of the scores [windows, num_labels] are findings: bool, or None for numbers."""
@@ -211,9 +221,14 @@ class EcgClassificationPipeline(Pipeline):
 
         Returns:
             `Attribution`, as [`plot_recording`] takes it.
+
+        Raises:
+            ValueError: for a recording in which nothing is found, for the reason that `refused` gives.
         """
         reading, _, _ = self._sanitize_parameters(**reading)
         windows, scored = self._read_and_score(recording, reading)
+        if scored.refused is not None and scored.on_doubt == "refuse":
+            raise ValueError(f'{windows.recording.name}: no findings: {scored.refused} (on_doubt="note" insists)')
         return self._explain(windows, scored, label or most_notable(self.postprocess(scored)["findings"]))
 
     def plot(self, recording, path=None, label=None, batch_size=None, **arguments):
@@ -232,7 +247,9 @@ class EcgClassificationPipeline(Pipeline):
         judging = {**self._postprocess_params, **judging}
         windows, scored = self._read_and_score(recording, reading, batch_size)
         result = self.postprocess(scored, **judging)
-        attribution = self._explain(windows, scored, label or most_notable(result["findings"]))
+        attribution = None
+        if result["findings"]:
+            attribution = self._explain(windows, scored, label or most_notable(result["findings"]))
         figure = plot_recording(
             windows.recording,
             result["findings"],
@@ -240,12 +257,14 @@ class EcgClassificationPipeline(Pipeline):
             path,
             timeline=result["timeline"],
             notes=result["notes"],
+            refused=result["refused"],
         )
         return result, figure
 
     def _read_and_score(self, recording, reading, batch_size=None):
         windows, progress = self.preprocess(recording, **{**self._preprocess_params, **reading})
-        (scored,) = self._scored([windows.recording], batch_size, {"progress": progress}, {})
+        reading = {"progress": progress, "on_doubt": windows.on_doubt}
+        (scored,) = self._scored([windows.recording], batch_size, reading, {})
         return windows, scored
 
     def _explain(self, windows, scored, label):
@@ -257,6 +276,8 @@ class EcgClassificationPipeline(Pipeline):
         contributions = torch.zeros(len(self.feature_extractor.leads), round((end - start) * rate))
         counts = torch.zeros(contributions.shape[1])
         for window in takewhile(lambda window: window.start < end, windows):
+            if window.doubt is not None and windows.on_doubt == "refuse":
+                continue
             first = round((window.start - start) * rate)
             real = slice(max(0, -first), min(int(window.attention_mask.sum()), len(counts) - first))
             if real.start >= real.stop:
@@ -308,6 +329,26 @@ class ScoredRecording:
         self.num_windows, self.duration = len(windows), windows.recording.duration
         self.spans, self._scores = [], None  # seconds (start, end) and scores [num_labels] of each window
         self._name, self._notes, self._of_windows = windows.recording.name, windows.notes, {}
+        self.on_doubt, self._doubts = windows.on_doubt, []  # (doubt, start) of windows in doubt
+
+    def leaves_out(self, window):
+        """Whether a window is not to be scored, for a doubt; each is to be asked for once, in order."""
+        if window.doubt is not None:
+            self._doubts.append((window.doubt, window.start))
+        if window.doubt is None or self.on_doubt == "note":
+            return False
+        self._add_notes(window)
+        return True
+
+    @property
+    def refused(self):
+        """Why nothing should be found in the recording: doubts in every window, or of the recording as a whole in half
+        of them; else None."""
+        num_looked_at = len(self.spans) + (len(self._doubts) if self.on_doubt == "refuse" else 0)
+        of_all = [doubt for doubt, _ in self._doubts if doubt.of_all]
+        if not self._doubts or (2 * len(of_all) < num_looked_at and len(self._doubts) < num_looked_at):
+            return None
+        return (of_all or [doubt for doubt, _ in self._doubts])[0].reason
 
     def add(self, window, scores):
         if self._scores is None:
@@ -315,6 +356,9 @@ class ScoredRecording:
             self._scores = np.empty((self.num_windows, len(scores)), np.float32)
         self._scores[len(self.spans)] = scores
         self.spans.append((window.start, window.end))
+        self._add_notes(window)
+
+    def _add_notes(self, window):
         for note in window.notes:
             if note not in self._notes:
                 self._of_windows.setdefault(note, []).append(window.start)
@@ -345,12 +389,21 @@ class ScoredRecording:
 
     def notes(self):
         """Each note once; those of single windows of a long recording with how many there were and the first."""
+        doubts = list(dict.fromkeys(doubt.reason for doubt, _ in self._doubts))
         if self.num_windows == 1:
-            return [*self._notes, *self._of_windows]
+            return [*self._notes, *self._of_windows, *doubts]
         notes = list(self._notes)
-        if len(self.spans) < self.num_windows:
+        left_out = len(self._doubts) if self.on_doubt == "refuse" else 0
+        if len(self.spans) + left_out < self.num_windows:
             notes.append(
-                f"left out: {self.num_windows - len(self.spans)} of {self.num_windows} windows, for their gaps"
+                f"left out: {self.num_windows - len(self.spans) - left_out} of {self.num_windows} windows, for their "
+                "gaps"
+            )
+        if doubts:
+            done, start = "left out" if left_out else "in doubt", self._doubts[0][1]
+            notes.append(
+                f"{done}: {len(self._doubts)} of {self.num_windows} windows, the first at {start:.0f} s: {doubts[0]}"
+                + (f"; and {len(doubts) - 1} other reasons" if len(doubts) > 1 else "")
             )
         for note, starts in islice(self._of_windows.items(), MOST_WINDOW_NOTES):
             notes.append(f"{note} ({len(starts)} of {self.num_windows} windows, the first at {starts[0]:.0f} s)")

@@ -48,7 +48,16 @@ class Strip:
 
 
 def plot_recording(
-    recording, findings=None, attribution=None, path=None, *, timeline=None, notes=None, start=None, dpi=150
+    recording,
+    findings=None,
+    attribution=None,
+    path=None,
+    *,
+    timeline=None,
+    notes=None,
+    refused=None,
+    start=None,
+    dpi=150,
 ):
     """
     Draws up to 10 s of a recording on ECG paper, true to scale: 25 mm/s and 10 mm/mV at the file's own resolution.
@@ -64,6 +73,7 @@ def plot_recording(
         path (`str` or `Path`, *optional*): where to save the picture; its suffix says how (.png, .pdf, .svg).
         timeline (`list[dict]`, *optional*): findings of a long recording, drawn over its whole length.
         notes (`list[str]`, *optional*): what the reader should know; the recording's own notes by default.
+        refused (`str`, *optional*): why nothing is found in it, as the pipeline says.
         start (`float`, *optional*): first second to draw; by default where the attribution is, else 0.
         dpi (`int`): dots per inch of a .png.
 
@@ -112,7 +122,7 @@ def plot_recording(
     draw_title(axes, height - 8, source, page, start, seconds)
     top = height - 14
     if findings is not None:
-        draw_findings(axes, top, findings)
+        draw_findings(axes, top, findings, refused)
     if timeline_labels:
         draw_timeline(axes, top - LINE_HEIGHT * finding_rows - 2, timeline, timeline_labels, source, start, seconds)
     draw_paper(axes, MARGIN - 5, footer, PAGE_WIDTH - 2 * MARGIN + 10, paper_height)
@@ -247,9 +257,14 @@ def draw_title(axes, y, source, page, start, seconds):
     axes.text(PAGE_WIDTH - MARGIN, y, facts, size=8.5, color=FAINT_INK, ha="right")
 
 
-def draw_findings(axes, top, findings):
-    """Four columns of score, bar and label; what is present comes first, in red."""
-    if not findings:
+def draw_findings(axes, top, findings, refused=None):
+    """Four columns of score, bar and label; what is present comes first, in red. The reason of a refusal stands above
+    them or in their place."""
+    if refused is not None:
+        text = f"{'in doubt' if findings else 'no findings'}: {refused}"
+        text = shortened(text, PAGE_WIDTH - 2 * MARGIN, 8.5, "bold")
+        axes.text(MARGIN, top - 3.2 if not findings else top + 1.4, text, size=8.5, weight="bold", color=FOUND)
+    elif not findings:
         axes.text(MARGIN, top - 3.2, "no findings", size=8.5, color=FAINT_INK)
     column_width = (PAGE_WIDTH - 2 * MARGIN) / 4
     shown = findings[:MOST_FINDINGS]

@@ -6,17 +6,18 @@ ending second, and leave the parsing to that family's file: `recording_wfdb.py`,
 `recording_arrays.py`, `recording_edf.py`. What all of them share is in `recording_channels.py`.
 """
 
+import os
 from pathlib import Path
-from zipfile import BadZipFile
 
 from .recording_arrays import open_array, open_hdf5, open_matlab, open_numpy
 from .recording_channels import (
     STANDARD_LEADS,
     Recording,
     RecordingFile,
+    agree,
     checked_leads,
     choose_leads,
-    one_line,
+    one_line_errors,
     settle_names,
     settle_rate,
     settle_units,
@@ -34,9 +35,6 @@ _BY_ENDING = {
     ".mat": open_matlab,
 }
 
-# what the libraries raise on a damaged file, besides ValueError and OSError
-_ON_DAMAGED_FILES = (ArithmeticError, LookupError, TypeError, EOFError, BadZipFile)
-
 
 def read_recording(source, **kwargs) -> Recording:
     """All of a recording, in memory: [`open_recording`] with the same arguments, then `read`."""
@@ -52,14 +50,17 @@ def open_recording(source, *, sampling_rate=None, leads=None, units=None, unname
               and MATLAB-coded too), `.csv`/`.tsv`/`.txt` columns with or without a header, `.npy`, `.npz`, `.mat`
               (CPSC 2018, CODE-15), `.h5` (SPH and the like), `.edf`/`.bdf`;
             - bytes: the content of such a file, or of a zip archive of them (a WFDB record);
-            - an array `[time]`, `[leads, time]` or `[time, leads]` (numpy or torch);
+            - an array `[time]`, `[leads, time]` or `[time, leads]` (numpy or torch); masked samples are missing;
+            - a table with a column for each lead, by its name, and perhaps one of time (pandas, polars, pyarrow);
             - a dict with `array`, and `sampling_rate`, `leads`, `units` where known;
             - a `Recording` or `RecordingFile`.
         sampling_rate (`float`, *optional*): Hz, for a source that does not state its own.
         leads (`list[str | None]`, *optional*): the lead of each channel, in the order of the source, in place of its
-            own names; None leaves a channel out. Case, and prefixes such as "ECG ", do not matter.
-        units (`str` or `float`, *optional*): "mV", "uV", "V" or "nV", or the millivolts that one unit is, for a
-            source that does not state its own. Unstated and not given means mV, if the values can be that.
+            own names; None leaves a channel out. Case, and prefixes such as "ECG ", do not matter. A column of time
+            need not be counted.
+        units (`str`, `float` or a list, *optional*): "mV", "uV", "V" or "nV", or the millivolts that one unit is, for
+            a source that does not state its own; or one for each channel. Unstated and not given means mV, if the
+            values can be that; whole numbers are counts, which cannot.
         unnamed_leads (`tuple[str]`): what the channels of a source without names are, if they are as many; twelve are
             else taken in the usual order.
         trusted (`bool`): False for what strangers send: a file may then lead to no other but the signal files beside
@@ -70,54 +71,67 @@ def open_recording(source, *, sampling_rate=None, leads=None, units=None, unname
 
     Raises:
         ValueError: in one line, for what cannot be read as ECG: no lead among the channels (with their names), unknown
-            names, no sampling rate, no unit, a broken file, arguments that contradict the file.
+            names, no sampling rate, no unit, a broken file, arguments that contradict the source.
         OSError: for a file that is missing, or a file that a header names and that is missing.
     """
-    if isinstance(source, RecordingFile):
-        return source
-    if isinstance(source, Recording):
-        given = {"sampling_rate": source.sampling_rate, "leads": source.leads, "units": "mV"}
-        opened = open_recording(source.signal, **given)
-        opened.name, opened.notes = source.name, tuple(source.notes)
-        return opened
-    if isinstance(source, dict):
-        sampling_rate, leads, units = (
-            given if source.get(name) is None else source[name]
-            for name, given in (("sampling_rate", sampling_rate), ("leads", leads), ("units", units))
-        )
-    leads = checked_leads(leads)
+    given = {"sampling_rate": sampling_rate, "leads": checked_leads(leads), "units": units}
+    if isinstance(source, (RecordingFile, Recording)):
+        return _open_opened(source, given)
+    if isinstance(source, os.PathLike):
+        source = Path(source)
     folder = None
     if isinstance(source, (bytes, bytearray)):
         folder, source = unpack_upload(source)
-    if isinstance(source, (str, Path)):
-        try:
+    is_file = isinstance(source, (str, Path))
+    if is_file:
+        with one_line_errors(Path(source).name):
             if not trusted:
                 require_harmless_file(Path(source))
-            channels = _open_path(Path(source), leads)
-        except _ON_DAMAGED_FILES as error:
-            raise ValueError(f"{Path(source).name} is damaged ({type(error).__name__}: {one_line(error)})") from error
+            channels = _open_path(Path(source), given["leads"])
     elif isinstance(source, dict):
-        surplus = sorted(set(source) - {"array", "sampling_rate", "leads", "units", "name"})
-        if "array" not in source or surplus:
-            raise ValueError(
-                f"recording given as a dict has the keys {sorted(source)}; expected array, and sampling_rate, leads, "
-                "units, name where known"
-            )
-        channels = open_array(source["array"], source.get("name", "array"), leads, unnamed_leads)
+        channels = _open_dict(source, given, unnamed_leads)
     else:
-        channels = open_array(source, "array", leads, unnamed_leads)
+        channels = open_array(source, "array", given["leads"], unnamed_leads)
 
-    settle_rate(channels, sampling_rate)
+    settle_rate(channels, given["sampling_rate"])
     if not trusted:
         require_limits(channels)
-    names, naming_notes = settle_names(channels, leads, unnamed_leads)
-    settle_units(channels, units)
-    chosen, kept, factors, notes = choose_leads(channels, names, given=leads is not None)
-    if not isinstance(source, (str, Path)):  # who gives an array of twelve knows their order
+    names, naming_notes, are_stated = settle_names(channels, given["leads"], unnamed_leads)
+    settle_units(channels, given["units"])
+    chosen, kept, factors, notes = choose_leads(channels, names, given=given["leads"] is not None)
+    if not is_file and not are_stated:  # who gives an array of twelve knows their order
         naming_notes = []
-    opened = RecordingFile(channels, chosen, kept, factors, [*channels.notes, *naming_notes, *notes])
+    opened = RecordingFile(channels, chosen, kept, factors, [*channels.notes, *naming_notes, *notes], are_stated)
     opened.folder = folder  # of what came as bytes: it goes with the object
     return opened
+
+
+def _open_opened(source, given):
+    """A `RecordingFile` as it is, one of a `Recording`; what is given beside them may not contradict them."""
+    agree(source.name, {"sampling_rate": source.sampling_rate, "leads": list(source.leads), "units": "mV"}, given)
+    if isinstance(source, RecordingFile):
+        return source
+    leads = list(source.leads) if given["leads"] is None else given["leads"]
+    opened = open_recording(source.signal, sampling_rate=source.sampling_rate, leads=leads, units="mV")
+    opened.name, opened.notes = source.name, tuple(source.notes)
+    return opened
+
+
+def _open_dict(source, given, unnamed_leads):
+    """The channels of a dict; into `given` goes what it states, which may not be contradicted."""
+    surplus = sorted(map(str, set(source) - {"array", "sampling_rate", "leads", "units", "name"}))
+    if "array" not in source or surplus:
+        raise ValueError(
+            f"recording given as a dict has the keys {sorted(map(str, source))}; expected array, and sampling_rate, "
+            "leads, units, name where known"
+        )
+    name = source.get("name", "array")
+    stated = {key: source[key] for key in ("sampling_rate", "leads", "units") if source.get(key) is not None}
+    if "leads" in stated:
+        stated["leads"] = checked_leads(stated["leads"])
+    agree(name, stated, given)
+    given |= {key: value for key, value in stated.items() if key != "leads" or given["leads"] is None}
+    return open_array(source["array"], name, given["leads"], unnamed_leads)
 
 
 # -- which family of formats a file belongs to ------------------------------------------------------------------------

@@ -1,25 +1,110 @@
-"""Arrays, in memory and in files that hold them by name: numpy, MATLAB, HDF5."""
+"""Arrays and tables, in memory and in files that hold them by name: numpy, MATLAB, HDF5, data frames."""
 
 import numpy as np
 
-from .recording_channels import STANDARD_LEADS, Channels, as_array, from_matrix, library, one_line, orientation
+from .recording_channels import (
+    STANDARD_LEADS,
+    Channels,
+    as_array,
+    from_columns,
+    from_matrix,
+    library,
+    mark_missing,
+    one_line,
+    orientation,
+)
 
 # Layouts whose files leave the rate to the data set's own description.
 _CPSC2018_RATE = 500.0
 _SPH_RATE = 500.0  # Liu et al. 2022
 
-_RATE_KEYS = ("sampling_rate", "sampling_frequency", "sample_rate", "fs")
+# What stands beside a signal, by the names that people give it, in any case.
+_RATE_KEYS = (
+    "sampling_rate", "sampling_frequency", "sample_rate", "samplerate", "samplingrate", "sampling_freq", "sampfreq",
+    "fs", "freq", "frequency", "srate", "sr", "curr_sample_rate",
+)  # fmt: skip
 _SIGNAL_KEYS = ("signal", "array", "ecg", "data", "tracings")
-_LEAD_KEYS = ("leads", "lead_names", "sig_name")
+_LEAD_KEYS = ("leads", "lead_names", "sig_name", "channel_names", "channels")
 _UNIT_KEYS = ("units", "unit")
+_GAIN_KEYS = ("gain", "adc_gain")  # counts in one unit, as WFDB has it
+_BASELINE_KEYS = ("baseline", "adc_zero")
 
 
 def open_array(array, name, leads=None, unnamed_leads=STANDARD_LEADS):
+    if _is_table(array):
+        return _open_table(array, name)
     array = as_array(array, name)
+    if array.dtype.names:  # numpy's structured arrays
+        return from_columns(name, array.dtype.names, np.stack([array[title].ravel() for title in array.dtype.names]))
     known = leads if leads is not None else unnamed_leads
     transposed, count, _ = orientation(name, array.shape, array.dtype, known)
     matrix = array.T if transposed else array.reshape(count, -1)
     return from_matrix(name, matrix, [None] * count, [None] * count, None)
+
+
+def _is_table(array):
+    """Whether columns have names: a data frame or series of pandas or polars, a table of pyarrow."""
+    return (
+        hasattr(array, "columns")
+        or hasattr(array, "column_names")
+        or (hasattr(array, "to_numpy") and hasattr(array, "name") and hasattr(array, "dtype"))
+    )
+
+
+def _open_table(table, name):
+    if hasattr(table, "column_names"):
+        table = table.to_pandas()
+    if not hasattr(table, "columns"):  # a series
+        columns, titles = [table], [table.name]
+    elif hasattr(table, "iloc"):  # by place, as pandas allows equal names
+        columns, titles = [table.iloc[:, k] for k in range(table.shape[1])], list(table.columns)
+    else:
+        columns, titles = [table[title] for title in table.columns], list(table.columns)
+    if not columns or not len(columns[0]):
+        raise ValueError(f"{name} is a table without {'rows' if columns else 'columns'}")
+    titles = [None if title is None or title == "" else str(title) for title in titles]
+    rows = [_column(column, title, name) for column, title in zip(columns, titles, strict=True)]
+    whole = all(row.dtype.kind in "iu" for row in rows)
+    matrix = np.stack(rows) if whole else np.stack([np.asarray(row, np.float64) for row in rows])
+    return from_columns(name, titles, matrix, step=_index_in_seconds(getattr(table, "index", None)))
+
+
+def _column(column, title, name):
+    """A column as numbers: dates and durations as seconds, what is missing as NaN; words, which are no lead's, too."""
+    kind = getattr(column.dtype, "kind", None)
+    if kind in ("M", "m"):
+        return _in_seconds(np.asarray(column.to_numpy()))
+    try:
+        values = column.to_numpy(dtype=np.float64, na_value=np.nan) if kind not in "iub" else column.to_numpy()
+    except TypeError:  # polars
+        values = column.to_numpy()
+    except ValueError:
+        values = np.asarray(column.to_numpy(), dtype=object)
+    values = np.ma.asanyarray(values) if isinstance(values, np.ma.MaskedArray) else np.asarray(values)
+    if values.dtype.kind in "Mm":
+        return _in_seconds(values)
+    if values.dtype.kind not in "fiu":
+        return np.full(len(values), np.nan)
+    return mark_missing(values)
+
+
+def _in_seconds(times):
+    """Seconds since the first of numpy's dates or durations; a missing one is NaN."""
+    steps = (times - times[0]).astype("timedelta64[ns]")
+    return np.where(np.isnat(steps), np.nan, steps.astype(np.int64) / 1e9)
+
+
+def _index_in_seconds(index):
+    """Seconds of each row by the index of a pandas frame, where that is of time."""
+    values = None if index is None else np.asarray(index)
+    if values is None or len(values) < 2:
+        return None
+    if values.dtype.kind in "Mm":
+        return _in_seconds(values)
+    is_time = values.dtype.kind in "f" and str(getattr(index, "name", "") or "").lower().startswith(
+        ("time", "t", "sec")
+    )
+    return values.astype(np.float64) if is_time else None
 
 
 def open_numpy(path, leads):
@@ -30,22 +115,108 @@ def open_numpy(path, leads):
     if isinstance(loaded, np.ndarray):
         return open_array(loaded, path.stem, leads)
     with loaded:
-        key = _signal_key(path, loaded.files)
         try:
-            signal = loaded[key]
-            stated = [_first_of(loaded, loaded.files, keys) for keys in (_RATE_KEYS, _LEAD_KEYS, _UNIT_KEYS)]
+            arrays = dict(loaded)
         except ValueError as error:
             raise ValueError(f"{path.name}: not an archive of numbers ({_own_words(error)})") from error
-        rate, names, units = stated
-        names = None if names is None else [str(name) for name in names.ravel()]
-        channels = open_array(signal, path.stem, leads or names)
-    if names is not None:
-        channels.names = names
-    if rate is not None:
-        channels.rates = [float(rate.ravel()[0])] * len(channels.rates)
-    if units is not None:
-        channels.units = [str(units.ravel()[0])] * len(channels.units)
-    return channels
+    return _open_named(path, arrays, leads)
+
+
+def _open_named(path, arrays, leads):
+    """The signal among arrays that a file holds by name, and what the others say of it."""
+    key = _signal_key(path, {name: array.shape for name, array in arrays.items()})
+    stated = _Stated(path.name, {name: array for name, array in arrays.items() if name != key})
+    channels = open_array(arrays[key], path.stem, leads or stated.leads)
+    if stated.leads is not None and channels.names == [None] * len(channels.units):
+        channels.names = stated.leads
+    return stated.into(channels)
+
+
+class _Stated:
+    """What stands beside a signal: `entries` maps names, in any case, to arrays, numbers and words.
+
+    Attributes: `rate` in Hz, `leads` and `units` as lists of words, `gain`, `baseline` as arrays; None where absent.
+    """
+
+    def __init__(self, source, entries):
+        self.source = source
+        entries = {key.rsplit("/")[-1].rsplit(".")[-1].lower(): value for key, value in entries.items()}
+
+        def first(keys):
+            key = next((key for key in keys if key in entries), None)
+            value = None if key is None else _unwrapped(entries[key])
+            return None if value is None or value.size == 0 else value
+
+        rate = first(_RATE_KEYS)
+        self.rate = None if rate is None else float(self._numbers("sampling rate", rate)[0])
+        leads, units = first(_LEAD_KEYS), first(_UNIT_KEYS)
+        self.leads, self.units = _words(leads), _words(units)
+        if self.leads is None and leads is not None:
+            self.leads = None  # "channels" may be their number
+        gain, baseline = first(_GAIN_KEYS), first(_BASELINE_KEYS)
+        self.gain = None if gain is None else self._numbers("gain", gain)
+        self.baseline = None if baseline is None else self._numbers("baseline", baseline)
+        if self.gain is not None and not (np.isfinite(self.gain) & (self.gain != 0)).all():
+            raise ValueError(f"{source} states a gain of {self.gain.tolist()}; expected counts in one unit")
+
+    def _numbers(self, what, value):
+        try:
+            return np.asarray(value).ravel().astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.source} states a {what} of {value!r}; expected a number") from error
+
+    def into(self, channels):
+        """Rate, units, gain and baseline into the channels, each its own where there are as many."""
+        count = len(channels.units)
+        if self.rate is not None:
+            if not 0 < self.rate < np.inf:
+                raise ValueError(
+                    f"{self.source} states a sampling rate of {self.rate:g}; expected a number of Hz above 0"
+                )
+            channels.rates, channels.rate_is_stated = [self.rate] * count, True
+        if self.units is not None:
+            channels.units = [unit or None for unit in self._for_each("units", self.units, count)]
+        if self.gain is not None:
+            gain = np.array(self._for_each("gains", self.gain, count))
+            baseline = np.array(self._for_each("baselines", [0.0] if self.baseline is None else self.baseline, count))
+            counted, read = [unit or "mV" for unit in channels.units], channels.read
+
+            def read_physical(indices, start, stop):
+                values = np.asarray(read(indices, start, stop), dtype=np.float64)
+                return (values - baseline[indices, None]) / gain[indices, None]
+
+            channels.read, channels.units, channels.are_counts = read_physical, counted, False
+            channels.notes.append(f"counts, {', '.join(f'{g:g}' for g in dict.fromkeys(gain))} in one {counted[0]}")
+        return channels
+
+    def _for_each(self, what, values, count):
+        values = list(values)
+        if len(values) not in (1, count):
+            raise ValueError(f"{self.source} states {len(values)} {what} for {count} channels")
+        return values * count if len(values) == 1 else values
+
+
+def _unwrapped(value):
+    """An array out of MATLAB's cells and HDF5's single values."""
+    value = np.asarray(value)
+    while value.dtype == object and value.size == 1 and not isinstance(value.item(), (str, bytes)):
+        inner = np.asarray(value.item())
+        if inner is value:
+            break
+        value = inner
+    return value
+
+
+def _words(value):
+    """A list of words, out of an array of them or one with commas; None where it holds no words."""
+    if value is None:
+        return None
+    words = [_text(_unwrapped(item).ravel()[0]) if np.size(_unwrapped(item)) else "" for item in np.ravel(value)]
+    if value.dtype.kind in "fiub":
+        return None
+    if len(words) == 1 and any(mark in words[0] for mark in ",;"):
+        words = words[0].replace(";", ",").split(",")
+    return [word.strip() for word in words]
 
 
 def open_matlab(path, leads):
@@ -54,18 +225,28 @@ def open_matlab(path, leads):
     try:
         content = library("scipy.io").loadmat(path)
         variables = {key: value for key, value in content.items() if not key.startswith("__")}
-    except (ValueError, TypeError, OSError, NotImplementedError) as error:
+    except ImportError:
+        raise
+    except Exception as error:  # zlib's, struct's and others, whatever a damaged file meets first
         raise ValueError(f"{path.name}: not a MATLAB file ({one_line(error)})") from error
     struct = variables.get("ECG")
-    if struct is not None and "data" in (struct.dtype.names or ()):
-        channels = open_array(struct[0, 0]["data"], path.stem, leads)
+    fields = {} if struct is None or not struct.dtype.names or not struct.size else _fields(struct)
+    if "data" in fields:
+        channels = open_array(fields["data"], path.stem, leads)
         channels.rates = [_CPSC2018_RATE] * len(channels.names)
-        channels.notes = ["500 Hz, as CPSC 2018 describes its files"]
         channels.rate_is_stated = False
+        stated = _Stated(path.name, {key: value for key, value in {**variables, **fields}.items() if key != "data"})
+        if stated.leads is not None and len(stated.leads) == len(channels.units):
+            channels.names = stated.leads
+        channels = stated.into(channels)
+        if stated.rate is None:
+            channels.notes.append("500 Hz, as CPSC 2018 describes its files")
     elif {"feats", "curr_sample_rate"} <= set(variables):
         channels = open_array(variables["feats"], path.stem, leads)
-        channels.rates = [float(variables["curr_sample_rate"].ravel()[0])] * len(channels.names)
-    elif "val" in variables:
+        channels = _Stated(path.name, {key: value for key, value in variables.items() if key != "feats"}).into(
+            channels
+        )
+    elif set(variables) == {"val"}:
         raise FileNotFoundError(f"{path.name}: a WFDB signal file, whose header {path.stem}.hea is missing beside it")
     else:
         raise ValueError(
@@ -75,9 +256,14 @@ def open_matlab(path, leads):
     return channels
 
 
+def _fields(struct):
+    return {name: struct.ravel()[0][name] for name in struct.dtype.names}
+
+
 def open_hdf5(path, leads):
-    """The data set named signal, array, ecg, data or tracings, or the only one; rate, leads and units from its own or
-    the file's attributes. SPH's files (`ecg`, float16, 12 leads) state no rate: 500 Hz by its description."""
+    """The data set named signal, array, ecg, data or tracings, or the only one of that size; rate, leads, units and
+    gain from its own or the file's attributes, or from data sets so named. SPH's files (`ecg`, float16, 12 leads)
+    state no rate: 500 Hz by its description."""
     h5py = library("h5py")
     try:
         file = h5py.File(path, "r")
@@ -86,40 +272,53 @@ def open_hdf5(path, leads):
     with file:
         found = {}
         file.visititems(lambda key, item: found.update({key: item}) if isinstance(item, h5py.Dataset) else None)
-        key = _signal_key(path, list(found))
+        key = _signal_key(path, {name: item.shape or () for name, item in found.items()})
         item = found[key]
-        stated = {**file.attrs, **item.attrs}
-        rate, names, units = (_first_of(stated, stated, keys) for keys in (_RATE_KEYS, _LEAD_KEYS, _UNIT_KEYS))
-        names = None if names is None else [_text(name) for name in np.ravel(names)]
+        beside = {name: other[()] for name, other in found.items() if name != key and (other.size or 0) <= 1000}
+        groups = [file[group] for group in _groups_of(key)]
+        stated = _Stated(
+            path.name, {**beside, **{k: v for group in groups for k, v in group.attrs.items()}, **item.attrs}
+        )
         shape, dtype = item.shape, item.dtype
-        looks_like_sph = key == "ecg" and dtype == np.float16 and rate is None and min(shape) == 12
-    transposed, count, length = orientation(path.stem, shape, dtype, leads or names)
+        looks_like_sph = key == "ecg" and dtype == np.float16 and stated.rate is None and min(shape) == 12
+    transposed, count, length = orientation(path.stem, shape, dtype, leads or stated.leads)
 
     def read(indices, start, stop):
         with h5py.File(path, "r") as opened:
             data = opened[key]
             span = data[start:stop] if transposed or len(shape) == 1 else data[:, start:stop]
-        return (span.reshape(-1, count).T if transposed or len(shape) == 1 else span)[indices]
+        span = (span.reshape(-1, count).T if transposed or len(shape) == 1 else span)[indices]
+        return mark_missing(span)
 
-    return Channels(
+    channels = Channels(
         name=path.stem,
-        names=names or [None] * count,
-        units=[None if units is None else _text(np.ravel(units)[0])] * count,
-        rates=[_SPH_RATE if looks_like_sph else rate and float(np.ravel(rate)[0])] * count,
+        names=stated.leads or [None] * count,
+        units=[None] * count,
+        rates=[_SPH_RATE if looks_like_sph else None] * count,
         lengths=[length] * count,
         read=read,
         notes=["500 Hz, as SPH describes its files"] if looks_like_sph else [],
         rate_is_stated=not looks_like_sph,
+        are_counts=dtype.kind in "iu",
     )
+    return stated.into(channels)
 
 
-def _signal_key(path, keys):
-    """Which of a file's arrays is the signal."""
-    by_name = [key for key in keys if key.rsplit("/")[-1].lower() in _SIGNAL_KEYS]
-    candidates = by_name or list(keys)
+def _groups_of(key):
+    """The groups that a data set lies in, the outermost first."""
+    parts = key.split("/")[:-1]
+    return ["/", *("/".join(parts[: k + 1]) for k in range(len(parts)))]
+
+
+def _signal_key(path, shapes):
+    """Which of a file's arrays is the signal: by name, or, of one size, the only one that is no single number."""
+    by_name = [key for key in shapes if key.rsplit("/")[-1].lower() in _SIGNAL_KEYS]
+    stating = (*_RATE_KEYS, *_LEAD_KEYS, *_UNIT_KEYS, *_GAIN_KEYS, *_BASELINE_KEYS)
+    others = [key for key in shapes if key.rsplit("/")[-1].lower() not in stating]
+    candidates = by_name or (others if len(others) == 1 else list(shapes))
     if len(candidates) != 1:
         raise ValueError(
-            f"{path.name} holds the arrays {', '.join(keys) or 'none'}; expected one, or one named "
+            f"{path.name} holds the arrays {', '.join(shapes) or 'none'}; expected one, or one named "
             f"{', '.join(_SIGNAL_KEYS)}"
         )
     return candidates[0]
@@ -130,9 +329,10 @@ def _own_words(error):
     return "it holds Python objects" if "pickle" in str(error) or "Python objects" in str(error) else one_line(error)
 
 
-def _first_of(mapping, present, keys):
-    return next((mapping[key] for key in keys if key in present), None)
-
-
 def _text(value):
-    return value.decode() if isinstance(value, bytes) else str(value)
+    if not isinstance(value, bytes):
+        return str(value)
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value.decode("latin-1")

@@ -7,6 +7,7 @@ one line what is wrong is the same for all of them and stands here.
 
 import re
 from collections.abc import Callable, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
@@ -29,7 +30,8 @@ _LEAD_OF = {
 
 _MILLIVOLTS = {
     **dict.fromkeys(("mv", "millivolt", "millivolts"), 1.0),
-    **dict.fromkeys(("uv", "µv", "μv", "microvolt", "microvolts"), 1e-3),
+    # micro as the sign of old code pages, as the Greek letter, and as it is typed
+    **dict.fromkeys(("uv", "\u00b5v", "\u03bcv", "mcv", "microvolt", "microvolts", "uvolt", "uvolts"), 1e-3),
     **dict.fromkeys(("v", "volt", "volts"), 1e3),
     **dict.fromkeys(("nv", "nanovolt", "nanovolts"), 1e-6),
 }
@@ -43,7 +45,7 @@ _OTHER_SIGNALS = (
     ("EMG", r"EMG.*|CHIN.*|LEG.*"),
     ("EOG", r"EOG.*|LOC|ROC"),
     ("vital sign", r"HR|PULSE|SPO2|SAO2|TEMP.*"),
-    ("time", r"T|TIME.*|ELAPSED.*|INDEX|SAMPLE.*|"),
+    ("time", r"T([ _(\[].*)?|TIME.*|DATE.*|ELAPSED.*|SEC(OND)?S?|MS|INDEX|SAMPLE.*|UNNAMED.*|#|"),
 )
 
 
@@ -71,7 +73,9 @@ class Channels:
     """All channels of a source as its format describes them: what is unknown is None.
 
     `read(indices, start, stop)` returns `[len(indices), stop - start]` in the channels' units, in samples of those
-    channels; it is only asked for channels of one rate at a time.
+    channels, NaN where one is missing; it is only asked for channels of one rate at a time. `are_counts` says that
+    the values are whole numbers as a converter gives them, which are no millivolts; `doubt` why nothing should be
+    found in what is read.
     """
 
     name: str
@@ -82,6 +86,8 @@ class Channels:
     read: Callable
     notes: list = field(default_factory=list)
     rate_is_stated: bool = True
+    are_counts: bool = False
+    doubt: str | None = None
 
 
 class RecordingFile:
@@ -89,15 +95,18 @@ class RecordingFile:
 
     Attributes:
         name (`str`), leads (`tuple[str]`), sampling_rate (`float`, Hz), num_samples (`int`), duration (`float`,
-        seconds), notes (`tuple[str]`).
+        seconds), notes (`tuple[str]`), names_are_stated (`bool`): whether the source or the caller names the leads,
+        rather than their number, doubt (`str`, *optional*): why nothing should be found in it without a second look.
     """
 
-    def __init__(self, channels, chosen, leads, factors, notes):
+    def __init__(self, channels, chosen, leads, factors, notes, names_are_stated=True):
         rates = [channels.rates[index] for index in chosen]
         self.name = channels.name
         self.leads = tuple(leads)
         self.sampling_rate = float(min(rates))
         self.notes = tuple(notes)
+        self.names_are_stated = names_are_stated
+        self.doubt = channels.doubt
         self._channels = channels
         self._factors = np.array(factors)[:, None]
         # A channel may be sampled at a multiple of the others' rate (several samples in a WFDB frame).
@@ -131,7 +140,8 @@ class RecordingFile:
         signal = np.empty((len(self.leads), stop - start))
         for multiple, rows in self._rows.items():
             indices = [self._chosen[row] for row in rows]
-            block = np.asarray(self._channels.read(indices, start * multiple, stop * multiple), dtype=np.float64)
+            with one_line_errors(self.name):
+                block = np.asarray(self._channels.read(indices, start * multiple, stop * multiple), dtype=np.float64)
             if multiple > 1:
                 block = block.reshape(len(rows), -1, multiple).mean(axis=-1)
             signal[rows] = block
@@ -168,7 +178,7 @@ def unit_in_millivolts(unit) -> float | None:
     """Millivolts that one of `unit` is: a name ("uV", any case) or the number itself; None if it is no voltage."""
     if isinstance(unit, Real):
         return float(unit) if 0 < unit < np.inf and not isinstance(unit, bool) else None
-    return _MILLIVOLTS.get(unit.strip().lower())
+    return _MILLIVOLTS.get(unit.strip().strip("'\"").lower())
 
 
 def checked_leads(leads):
@@ -181,6 +191,41 @@ def checked_leads(leads):
     return names
 
 
+def agree(name, stated, given):
+    """What is given beside a source (sampling_rate, leads, units; None where it is not) repeats what the source says,
+    or leaves leads out.
+
+    Raises:
+        ValueError: where it contradicts it.
+    """
+    for key, value in given.items():
+        said = stated.get(key)
+        if value is None or said is None:
+            continue
+        if key == "sampling_rate":
+            fits = isinstance(value, Real) and isinstance(said, Real) and same_rate(said, value)
+        elif key == "leads":
+            pairs = zip(value, said, strict=len(value) == len(said))
+            fits = len(value) == len(said) and all(
+                one is None or other is None or (lead_name(one) or one) == (lead_name(other) or other)
+                for one, other in pairs
+            )
+        else:
+            fits = _as_millivolts(value) == _as_millivolts(said)
+        if not fits:
+            said = f"{said:g} Hz" if key == "sampling_rate" and isinstance(said, Real) else said
+            said = ", ".join(map(str, said)) if key == "leads" else said
+            raise ValueError(f"{name}: {key} is {value!r}, but it states {said}")
+
+
+def _as_millivolts(units):
+    if isinstance(units, (list, tuple)):
+        return [_as_millivolts(unit) for unit in units]
+    if isinstance(units, str) and is_number(units):
+        units = float(units)
+    return unit_in_millivolts(units) if isinstance(units, (str, Real)) else None
+
+
 def settle_rate(channels, sampling_rate):
     """Fill in the rates that the source leaves open; a rate that it states may not be contradicted."""
     is_rate = isinstance(sampling_rate, Real) and not isinstance(sampling_rate, bool) and 0 < sampling_rate < np.inf
@@ -190,41 +235,80 @@ def settle_rate(channels, sampling_rate):
         channels.rates = [float(sampling_rate)] * len(channels.rates)
     elif None in channels.rates:
         raise ValueError(f"{channels.name} does not state its sampling rate; give sampling_rate=, in Hz")
-    elif sampling_rate is not None and not any(abs(rate - sampling_rate) < 0.01 * rate for rate in channels.rates):
+    elif sampling_rate is not None and not any(same_rate(rate, sampling_rate) for rate in channels.rates):
         raise ValueError(
             f"{channels.name}: sampling_rate is {sampling_rate:g}, but it states {channels.rates[0]:g} Hz"
         )
 
 
+def same_rate(stated, given):
+    """Whether two rates are one, differently rounded."""
+    return abs(stated - given) < 0.01 * stated
+
+
 def settle_names(channels, leads, unnamed_leads):
-    """The channels' names, as given, as found, or, for as many unnamed ones as expected, as is usual."""
+    """The channels' names, as given, as found, or, for as many unnamed ones as expected, as is usual; notes on them;
+    and whether anybody said what they are."""
     count = len(channels.units)
+    # columns of time and index, which nobody counts among the channels
+    beside = [k for k, name in enumerate(channels.names) if name is not None and other_signal(name, None) == "time"]
     if leads is not None:
+        if len(leads) == count - len(beside) != count:
+            given = iter(leads)
+            leads = [channels.names[k] if k in beside else next(given) for k in range(count)]
         if len(leads) != count:
             raise ValueError(f"{channels.name}: leads names {len(leads)} channels; the recording has {count}")
-        return leads, []
+        return leads, [], True
     if len(channels.names) != len(channels.units):
         raise ValueError(f"{channels.name} names {len(channels.names)} leads for {len(channels.units)} channels")
-    if any(name is not None for name in channels.names):
-        return channels.names, []
+    signals = [k for k in range(count) if k not in beside]
+    if any(channels.names[k] is not None for k in signals):
+        return channels.names, _check_default_names(channels, signals), True
     for usual in (unnamed_leads, STANDARD_LEADS):
-        if count == len(usual):
-            return list(usual), [f"channels without names taken as {', '.join(usual)}"]
+        if len(signals) == len(usual):
+            names = list(channels.names)
+            for k, lead in zip(signals, usual, strict=True):
+                names[k] = lead
+            return names, [f"channels without names taken as {', '.join(usual)}"], False
+    count = len(signals)
     raise ValueError(
-        f"{channels.name} has {count} channel{'s' * (count > 1)} without a name; give leads=, the lead of each"
+        f"{channels.name} has {count} channel{'s' * (count != 1)} without a name; give leads=, the lead of each"
     )
+
+
+def _check_default_names(channels, signals):
+    """V1, V2, ... are six leads of the chest, and what R calls columns without a name: a note where they may be
+    leads, an error where they are not."""
+    names = [(channels.names[k] or "").strip().strip("'\"").upper() for k in signals]
+    if names != [f"V{k}" for k in range(1, len(names) + 1)]:
+        return []
+    if len(names) > 6:
+        raise ValueError(
+            f"{channels.name} names its {len(names)} channels V1 to V{len(names)}, as R names columns that have no "
+            "name; give leads=, the lead of each"
+        )
+    return [f"{', '.join(names)} taken for chest leads, though R names columns without a name so"]
 
 
 def settle_units(channels, units):
     """Fill in the units that the source leaves open; a voltage that it states may not be contradicted."""
-    if units is not None and (not isinstance(units, (str, Real)) or unit_in_millivolts(units) is None):
-        raise ValueError(f"{channels.name}: units is {units!r}; expected mV, uV, V, nV or millivolts per unit")
-    for index, unit in enumerate(channels.units):
-        stated = None if unit is None else unit_in_millivolts(unit)
-        if units is not None and stated is not None and stated != unit_in_millivolts(units):
-            raise ValueError(f"{channels.name}: units is {units!r}, but the recording states {unit}")
-        if units is not None:
-            channels.units[index] = units
+    count = len(channels.units)
+    each = list(units) if isinstance(units, (list, tuple)) and len(units) == count else [units] * count
+    each = [float(unit) if isinstance(unit, str) and is_number(unit) else unit for unit in each]
+    for unit in each:
+        if unit is not None and (not isinstance(unit, (str, Real)) or unit_in_millivolts(unit) is None):
+            raise ValueError(f"{channels.name}: units is {units!r}; expected mV, uV, V, nV or millivolts per unit")
+    for index, (stated, unit) in enumerate(zip(channels.units, each, strict=True)):
+        is_voltage = stated is not None and unit_in_millivolts(stated) is not None
+        if unit is not None and is_voltage and unit_in_millivolts(stated) != unit_in_millivolts(unit):
+            raise ValueError(f"{channels.name}: units is {units!r}, but the recording states {stated}")
+        if unit is not None and (stated is None or is_voltage):
+            channels.units[index] = unit
+
+
+def is_number(text):
+    """Whether a word is a number, with a decimal point or comma; "nan" is one."""
+    return re.fullmatch(r"[+-]?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d+)?|nan", text.strip(), re.IGNORECASE) is not None
 
 
 def choose_leads(channels, names, given):
@@ -253,26 +337,62 @@ def choose_leads(channels, names, given):
         raise ValueError(f"{channels.name} holds no known ECG lead; {'; '.join(found) or 'it has no other channels'}")
     if refused or unknown:
         notes.append(f"channels left out: {', '.join(refused + unknown)}")
-    if all(channels.units[index] is None for index in chosen):
-        _require_millivolts(channels, chosen)
+    _require_millivolts(channels, chosen, kept)
     return chosen, kept, factors, notes
 
 
 def can_be_millivolts(spread):
-    """Whether standard deviations can be those of an ECG in mV, of flat lines too: uV and V are far off."""
-    return (spread < 1e-6) | ((spread > 0.002) & (spread < 20))
+    """Whether standard deviations can be those of an ECG in mV, of flat lines too: uV and V are far off, and so is a
+    hundredfold. (Over 19,601 records of PTB-XL and the other real ones in ../shared the lead that varies most has 0.01
+    to 3 mV.)"""
+    return (spread < 1e-6) | ((spread > 0.005) & (spread < 10))
 
 
-def _require_millivolts(channels, chosen):
-    """Values without a unit are millivolts only if they can be: judge by the spread of the first minutes."""
-    shortest = min(channels.lengths[index] for index in chosen)
-    rows = np.asarray(channels.read(chosen, 0, min(shortest, 200_000)), dtype=np.float64)
-    spread = max((row[np.isfinite(row)].std() for row in rows if np.isfinite(row).any()), default=0.0)
-    if not can_be_millivolts(spread):
+# of the middle lead in 10 s, in mV, peak to peak: a heart's, and a heart's with all that disturbs it
+_USUAL_HEIGHT, _MOST_HEIGHT = 8.0, 15.0
+
+
+def _require_millivolts(channels, chosen, leads):
+    """Values without a unit are millivolts only if they can be: judge by the first minutes, every lead by itself where
+    others state their unit."""
+    unstated = [(index, lead) for index, lead in zip(chosen, leads, strict=True) if channels.units[index] is None]
+    if not unstated:
+        return
+    spreads, heights, names, whole = [], [], [], True
+    for rate in dict.fromkeys(channels.rates[index] for index, _ in unstated):
+        indices = [index for index, _ in unstated if channels.rates[index] == rate]
+        shortest = min(channels.lengths[index] for index in indices)
+        rows = np.asarray(channels.read(indices, 0, min(shortest, 200_000)), dtype=np.float64)
+        for index, row in zip(indices, rows, strict=True):
+            row = row[np.isfinite(row)]
+            if len(row) and np.ptp(row) > 0:
+                spreads.append(row.std())
+                pieces = np.array_split(row, max(1, round(len(row) / rate / 10)))
+                heights.append(np.median([np.ptp(piece) for piece in pieces]))
+                names.append(next(lead for other, lead in unstated if other == index))
+                # a handful of values, such as a step of 1 mV, may be whole by chance
+                whole = whole and bool((row == np.round(row)).all()) and np.ptp(row) > 2
+    if not spreads:
+        return
+    given = "give units= (mV, uV, V, nV or millivolts per unit)"
+    if channels.are_counts or whole:
         raise ValueError(
-            f"{channels.name} states no unit, and a spread of {spread:.3g} is not that of an ECG in mV; "
-            "give units= (mV, uV, V, nV or millivolts per unit)"
+            f"{channels.name} states no unit, and its values are whole numbers, as a converter counts; {given}"
         )
+    alone = len(unstated) < len(chosen)
+    for spread, name in sorted(zip(spreads, names, strict=True), reverse=True):
+        if not can_be_millivolts(spread) and (alone or spread == max(spreads)):
+            raise ValueError(
+                f"{channels.name} states no unit{f' for {name}' if alone else ''}, and a spread of {spread:.3g} "
+                f"is not that of an ECG in mV; {given}"
+            )
+    height = np.median(heights)
+    if height > _MOST_HEIGHT:
+        raise ValueError(
+            f"{channels.name} states no unit, and a height of {height:.3g} is not that of an ECG in mV; {given}"
+        )
+    if height > _USUAL_HEIGHT:
+        channels.doubt = f"it states no unit, and a height of {height:.3g} is much for mV; {given}"
 
 
 # -- what the families of formats use ---------------------------------------------------------------------------------
@@ -293,15 +413,46 @@ def library(name):
 
 
 def as_array(array, name="array") -> np.ndarray:
-    """An array, tensor or nested list as numpy has it; ValueError where it is none of them."""
+    """An array, tensor or nested list as numpy has it; ValueError where it is none of them. What is masked, and the
+    least whole number of 16 or 32 bits, which converters write where they have no sample, become NaN."""
+    if hasattr(array, "read") and hasattr(array, "close"):
+        raise ValueError(f"{name} is an open file; expected its path")
     try:
         if hasattr(array, "detach"):
             array = array.detach().cpu()
             # numpy has no bfloat16
             array = array.float() if array.is_floating_point() and array.itemsize < 4 else array
-        return np.asanyarray(array)
+        elif isinstance(array, (list, tuple)) and any(isinstance(row, np.ma.MaskedArray) for row in array):
+            array = np.ma.stack([np.ma.asanyarray(row) for row in array])
+        array = np.asanyarray(array)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} is no array of numbers ({one_line(error)})") from error
+    if isinstance(array, np.ma.MaskedArray) and array.dtype.kind in "fiu":
+        missing = np.ma.getmaskarray(array)
+        array = np.asarray(array.data)
+        array = _without_samples(array, missing) if missing.any() else array
+    return mark_missing(array)
+
+
+_NO_SAMPLE = (-(2**15), -(2**31))
+
+
+def mark_missing(array):
+    """Whole numbers with NaN in place of the least of 16 and of 32 bits; any other array as it is."""
+    if array.dtype.kind != "i" or array.dtype.itemsize < 2 or array.size == 0:
+        return array
+    # one pass finds out that there is none, as nearly always
+    if array.min() > _NO_SAMPLE[0]:
+        return array
+    missing = np.isin(array, _NO_SAMPLE)
+    return _without_samples(array, missing) if missing.any() else array
+
+
+def _without_samples(array, missing):
+    """Floats, NaN where `missing`."""
+    array = np.array(array, dtype=np.float32 if array.dtype.itemsize <= 2 else np.float64)
+    array[missing] = np.nan
+    return array
 
 
 def orientation(name, shape, dtype, leads):
@@ -320,12 +471,127 @@ def orientation(name, shape, dtype, leads):
 
 
 def from_matrix(name, matrix, names, units, rate):
+    """The channels of a matrix `[channels, time]` in memory, all of one rate."""
     count, length = matrix.shape
 
     def read(indices, start, stop):
         return matrix[indices, start:stop]
 
-    return Channels(name, names, units, [rate] * count, [length] * count, read)
+    are_counts = matrix.dtype.kind in "iu"
+    return Channels(name, names, units, [rate] * count, [length] * count, read, are_counts=are_counts)
+
+
+def from_columns(name, titles, matrix, rate=None, step=None, notes=()):
+    """
+    The channels of a table: each column by its title, such as "II", "ECG lead II (uV)" or "time (ms)".
+
+    Args:
+        titles (`list[str | None]`): of the columns; numbers from 0 or 1 on are no names.
+        matrix (`np.ndarray`): `[columns, time]`.
+        rate (`float`, *optional*): Hz, where the table states it in words. A column of time states it too, and a hole
+            in it is one in the signal: NaN.
+        step (`np.ndarray`, *optional*): seconds of each row, where the table has them beside its columns.
+
+    Raises:
+        ValueError: for times that run backwards, or another rate than `rate`.
+    """
+    titles = [None if title is None else str(title).strip().strip("'\"\ufeff") for title in titles]
+    names, units = (list(part) for part in zip(*map(_split_unit, titles), strict=True))
+    is_time = [title is not None and other_signal(title, None) == "time" for title in names]
+    numbered = [title for title, beside in zip(names, is_time, strict=True) if not beside]
+    if numbered and any(numbered == [str(k) for k in range(n, n + len(numbered))] for n in (0, 1)):
+        names = [title if beside else None for title, beside in zip(names, is_time, strict=True)]
+    positions = None
+    if step is None:
+        column = next((k for k, beside in enumerate(is_time) if beside and _may_be_time(matrix[k])), None)
+        if column is not None:
+            positions, of_time = _timing(name, np.asarray(matrix[column], np.float64), titles[column])
+    else:
+        positions, of_time = _timing(name, np.asarray(step, np.float64), "time (s)")
+    if positions is not None:
+        if rate is not None and of_time is not None and not same_rate(of_time, rate):
+            raise ValueError(f"{name} states {rate:g} Hz, but its column of time {of_time:g} Hz")
+        rate = of_time if rate is None else rate
+        missing = int(positions[-1]) + 1 - matrix.shape[1]
+        if missing:
+            whole = np.full((len(matrix), int(positions[-1]) + 1), np.nan)
+            whole[:, positions] = matrix
+            matrix, notes = whole, (*notes, f"{missing} samples missing by the column of time")
+    channels = from_matrix(name, matrix, names, units, rate)
+    channels.notes = list(notes)
+    return channels
+
+
+_SECONDS_OF = {"s": 1.0, "sec": 1.0, "second": 1.0, "seconds": 1.0, "ms": 1e-3, "msec": 1e-3, "milliseconds": 1e-3}
+_SECONDS_OF |= dict.fromkeys(("us", "\u00b5s", "\u03bcs", "microseconds"), 1e-6) | dict.fromkeys(
+    ("ns", "nanoseconds"), 1e-9
+)
+
+
+def _may_be_time(column):
+    return len(column) > 1 and np.issubdtype(column.dtype, np.number) and bool(np.isfinite(column).all())
+
+
+def _timing(name, times, title):
+    """
+    Which sample each row is, and the sampling rate, by a column of time; None for a rate that the column does not
+    tell: it counts rows, or its unit is open.
+
+    Raises:
+        ValueError: for times that run backwards.
+    """
+    steps = np.diff(times)
+    if not steps.any():
+        return None, None
+    if (steps < 0).any():
+        row = int(np.argmax(steps < 0)) + 1
+        raise ValueError(
+            f"{name}: its column {title!r} does not run forwards (row {row}: {times[row]:g} after {times[row - 1]:g})"
+        )
+    # times are rounded, often to milliseconds: a hole is what exceeds a step and the rounding
+    rounding = next(
+        (10.0**-k for k in range(10) if np.allclose(times, np.round(times, k), rtol=0, atol=1e-3 * 10.0**-k)), 0.0
+    )
+    usual = steps[steps <= 2.5 * max(np.median(steps), rounding)].mean()
+    is_hole = steps > 1.5 * usual + 0.999 * rounding if rounding < usual else steps > 1.5 * usual
+    usual = steps[~is_hole].mean()
+    counted = np.where(is_hole, np.maximum(np.round(steps / usual), 1), 1)
+    positions = np.concatenate([[0], np.cumsum(counted)]).astype(np.int64)
+    if positions[-1] > 10 * len(times):
+        raise ValueError(f"{name}: by its column {title!r}, less than one sample in ten is there")
+
+    unit = re.search(r"[\s_(\[]([a-z\u00b5\u03bc]+)[)\]]?$", title.lower())
+    seconds = _SECONDS_OF.get(unit[1]) if unit else None
+    counts_rows = re.fullmatch(r"|#|.*(INDEX|SAMPLE|ROW|FRAME|UNNAMED).*", title.upper()) is not None
+    if seconds is None and (counts_rows or abs(usual - 1) < 1e-9):
+        return positions, None
+    if seconds is None:  # of seconds, milli-, micro- and nanoseconds the one that makes it an ECG's rate
+        seconds = next((unit for unit in (1.0, 1e-3, 1e-6, 1e-9) if 2e-5 < usual * unit <= 0.025), None)
+    if seconds is None:
+        return positions, None
+    rate = 1 / (usual * seconds)
+    uncertainty = max(1e-6, 2 * rounding / (times[-1] - times[0]))
+    return positions, float(round(rate)) if abs(rate - round(rate)) <= rate * uncertainty else rate
+
+
+def _split_unit(title):
+    """("II", "mV") of "II (mV)" or "II [mV]"; ("II", None) of "II"."""
+    match = re.fullmatch(r"(.*\S)\s*[(\[](\S+)[)\]]", title or "")
+    return match.groups() if match and unit_in_millivolts(match[2]) is not None else (title, None)
+
+
+@contextmanager
+def one_line_errors(name):
+    """Whatever a library raises on a damaged file becomes a ValueError in one line; what is one already, and a missing
+    file or library, passes."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError):
+        raise
+    except MemoryError as error:
+        raise ValueError(f"{name} states more samples than fit into memory ({one_line(error)})") from error
+    except Exception as error:
+        raise ValueError(f"{name} is damaged ({type(error).__name__}: {one_line(error)})") from error
 
 
 def one_line(error):

@@ -4,25 +4,29 @@ import re
 
 import numpy as np
 
-from .recording_channels import from_matrix, library, one_line, unit_in_millivolts
+from .recording_channels import from_columns, is_number, library, one_line
 
 
 def open_text(path, leads=None):
     """Columns of numbers, with comma, semicolon, tab or blanks between them. Comment lines may state, as biosppy's do,
     "Sampling Rate (Hz):= 1000" and "Labels:= ECG"; a first row of words is the columns' names, as in "II (mV)"."""
-    comments, first = [], ""
-    with open(path, encoding="utf-8", errors="replace") as lines:
+    comments, first, second = [], "", ""
+    encoding = _encoding(path)
+    with open(path, encoding=encoding) as lines:
         for line in lines:
-            if line.strip() and not line.startswith("#"):
-                first = line.strip()
+            if first and line.strip():
+                second = line.strip()
                 break
-            comments.append(line.lstrip("# ").strip())
+            if not first and line.strip() and not line.startswith("#"):
+                first = line.strip()
+            elif not first:
+                comments.append(line.lstrip("# ").strip())
     if not first:
         raise ValueError(f"{path.name} holds no numbers")
     stated = {key.strip().lower(): value.strip() for key, _, value in (c.partition(":=") for c in comments) if value}
     separator = next((mark for mark in (";", "\t", ",") if mark in first), r"\s+")
     cells = [cell.strip().strip("'\"") for cell in re.split(separator, first)]
-    has_header = not all(_is_number(cell) for cell in cells)
+    has_header = not all(is_number(cell) for cell in cells) or _counts_columns(cells, second)
     try:
         table = (
             library("pandas")
@@ -34,6 +38,7 @@ def open_text(path, leads=None):
                 decimal="," if separator == ";" else ".",
                 na_values=["-", "nan", "NaN", ""],
                 dtype=np.float64,
+                encoding=encoding,
             )
             .to_numpy()
         )
@@ -44,18 +49,30 @@ def open_text(path, leads=None):
         titles = [label.strip() for label in re.split(r"[,;\t]", stated["labels"])]
     if len(titles) != table.shape[1]:
         raise ValueError(f"{path.name}: {len(titles)} column names for {table.shape[1]} columns")
-    names, units = zip(*map(_split_unit, titles), strict=True)
     rate = stated.get("sampling rate (hz)")
-    if rate is not None and not _is_number(rate):
+    if rate is not None and not is_number(rate):
         raise ValueError(f"{path.name}: its sampling rate is stated as {rate!r}; expected a number of Hz")
-    return from_matrix(path.stem, table.T, list(names), list(units), rate and float(rate))
+    is_sample = ~np.isin(table, (-(2**15), -(2**31)))  # what converters write where they have no sample
+    return from_columns(path.stem, titles, np.where(is_sample, table, np.nan).T, rate and float(rate))
 
 
-def _split_unit(title):
-    """("II", "mV") of "II (mV)" or "II [mV]"; ("II", None) of "II"."""
-    match = re.fullmatch(r"(.*\S)\s*[(\[](\S+)[)\]]", title or "")
-    return match.groups() if match and unit_in_millivolts(match[2]) is not None else (title, None)
+def _encoding(path):
+    """UTF-8 with or without a mark, UTF-16 with one (what spreadsheets save), else Latin-1, in which old devices
+    write their microvolts."""
+    with open(path, "rb") as file:
+        start = file.read(2**16)
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    try:
+        start.rpartition(b"\n")[0].decode("utf-8")
+    except UnicodeDecodeError:
+        return "latin-1"
+    return "utf-8-sig"
 
 
-def _is_number(text):
-    return re.fullmatch(r"[+-]?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d+)?|nan", text.strip(), re.IGNORECASE) is not None
+def _counts_columns(cells, second):
+    """Whether a first row is 0, 1, 2, ... (or from 1 on), as pandas names columns without names: sure of three or
+    more, or where the next row has decimals."""
+    if not any(cells == [str(k) for k in range(first, first + len(cells))] for first in (0, 1)):
+        return False
+    return len(cells) > 2 or "." in second

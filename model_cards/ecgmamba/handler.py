@@ -2,7 +2,7 @@
 
 `inputs` is a dict (array, sampling_rate, leads, units), a nested list [leads][time] in mV with
 `parameters.sampling_rate`, or a list of such dicts. Parameters are those of the pipeline: top_k, thresholds,
-sampling_rate, leads, units.
+sampling_rate, leads, units, on_doubt.
 """
 
 from transformers import pipeline
@@ -18,7 +18,8 @@ class EndpointHandler:
             data (`dict`): `inputs`, and `parameters` where needed.
 
         Returns:
-            `dict` of findings, timeline and notes, a list of them for a list of recordings, or {"error": reason}.
+            `dict` of findings, timeline, notes and refused (why there are none), a list of them for a list of
+            recordings, or {"error": reason}.
         """
         recording = data.get("inputs")
         parameters = data.get("parameters") or {}

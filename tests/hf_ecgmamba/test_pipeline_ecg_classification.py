@@ -304,7 +304,7 @@ def test_a_stretch_stays_one_where_its_windows_touch():
         class recording:
             name, duration = "r", 18.0
 
-        notes = ()
+        notes, on_doubt = (), "refuse"
 
     scored = ScoredRecording(Windows(range(3)))
     scored.spans = [(0.0, 10.0), (5.0, 15.0), (8.0, 18.0)]

@@ -71,8 +71,15 @@ def test_units_become_millivolts(unit, scale):
 
 def test_numbers_that_cannot_be_millivolts_need_their_unit():
     counts = (waves(12, 300) * 1000).astype(np.int16)
-    for array in (counts, waves(12, 300) * 1e-3):
-        with pytest.raises(ValueError, match=r"states no unit, and a spread of .* give units="):
+    whole = "states no unit, and its values are whole numbers, as a converter counts; give units="
+    for array, message in (
+        (counts, whole),
+        (counts.astype(float), whole),
+        (counts // 32, whole),  # 31 counts a mV
+        (waves(12, 300) * 1e-3, r"states no unit, and a spread of .* give units="),
+        (waves(12, 300) * 20, r"states no unit, and a height of .* give units="),
+    ):
+        with pytest.raises(ValueError, match=message):
             open_recording(array, sampling_rate=100)
     np.testing.assert_allclose(
         read_recording(counts, sampling_rate=100, units="uV").signal, waves(12, 300), atol=1.1e-3

@@ -32,7 +32,13 @@ def read(files, sampling_rate):
             raise gradio.Error(str(error)) from error
     scores = {finding["label"]: finding["score"] for finding in result["findings"]}
     rows = [[entry["start"], entry["end"], entry["label"], entry["score"]] for entry in result["timeline"]]
-    return str(picture), scores, rows, "\n".join(result["notes"])
+    notes = [f"No findings: {result['refused']}"] if result["refused"] else []
+    return (
+        str(picture),
+        scores,
+        rows,
+        "\n".join(notes + [note for note in result["notes"] if note != result["refused"]]),
+    )
 
 
 demo = gradio.Interface(
