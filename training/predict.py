@@ -4,7 +4,8 @@
 
 writes DIR/scores-*.parquet: one row a recording with `record` (its path in the folder), `seconds` (its length),
 `score_LABEL` for each label, `findings` (labels whose score reaches the threshold), `timeline` and `notes` as the
-pipeline gives them; and DIR/failed.csv: record and reason of those that could not be read. Started again, it goes on
+pipeline gives them; and DIR/failed.csv: record and reason of those that could not be read, or in which nothing is
+found as they are probably not what they are said to be (`--on_doubt note` insists). Started again, it goes on
 with what is missing, tries the failed ones once more, and may do so with another number of processes, but not with
 another model.
 
@@ -16,6 +17,7 @@ import hashlib
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -65,6 +67,10 @@ class PredictArguments:
     sampling_rate: float | None = field(default=None, metadata={"help": "Hz, of recordings that do not state theirs."})
     leads: list[str] | None = field(default=None, metadata={"help": "Of recordings that do not name theirs: I II V1."})
     units: str | None = field(default=None, metadata={"help": "Of recordings that do not state it: mV, uV, V, nV."})
+    on_doubt: str = field(
+        default="refuse",
+        metadata={"help": "note: findings also of recordings that are probably not what they are said to be."},
+    )
     batch_size: int = field(default=64, metadata={"help": "Windows that pass through the model at once."})
     shard_size: int = field(default=1000, metadata={"help": "Recordings in a file; what a kill can cost a process."})
     num_workers: int = field(default=1, metadata={"help": "Processes that read ahead, for each that computes."})
@@ -73,6 +79,8 @@ class PredictArguments:
         for name in ("model", "input", "output"):
             if not getattr(self, name):
                 raise ValueError(f"--{name} is missing")
+        if self.on_doubt not in ("refuse", "note"):
+            raise ValueError(f"on_doubt is {self.on_doubt!r}; expected refuse or note")
         for name, least in (("batch_size", 1), ("shard_size", 1), ("num_workers", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
@@ -88,7 +96,7 @@ def main(arguments=None):
     # one process lists for all: files that come or go meanwhile must not shift anybody's share
     sources.names = broadcast_object_list([sources.names])[0]
     labels = list(pipeline.model.config.id2label.values())
-    shards = Shards(Path(options.output), labels, fingerprint(pipeline), options.shard_size)
+    shards = Shards(Path(options.output), labels, fingerprint(pipeline, options.on_doubt), options.shard_size)
     if state.is_main_process:
         shards.remove_half_written()
     done = shards.done()
@@ -114,13 +122,15 @@ def main(arguments=None):
     state.wait_for_everyone()
     if state.is_main_process:
         failed = gather_failed(shards.folder, state.num_processes)
-        print(f"{len(shards.done())} recordings in {shards.folder}, {len(failed)} failed (failed.csv)")
+        passed_over = sources.passed_over and f"; passed over: {sources.passed_over}"
+        print(f"{len(shards.done())} recordings in {shards.folder}, {len(failed)} failed (failed.csv){passed_over}")
 
 
-def fingerprint(pipeline):
+def fingerprint(pipeline, on_doubt="refuse"):
     """A hash of all that decides a recording's row, wherever the model lies: weights, labels, thresholds, reading."""
     config, reading = pipeline.model.config, pipeline.feature_extractor.to_dict()
     settings = {name: getattr(config, name) for name in (*EcgMambaConfig.__annotations__, "id2label", "problem_type")}
+    settings["on_doubt"] = on_doubt
     settings["reading"] = {name: value for name, value in reading.items() if name != "auto_map"}  # where its code lies
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, weight in sorted(pipeline.model.state_dict().items()):
@@ -138,6 +148,7 @@ class Sources:
 
     names: list[str]
     place: Any
+    passed_over: str = ""  # how many other files of the folder there are, by ending
 
     def __len__(self):
         return len(self.names)
@@ -183,7 +194,8 @@ def find_sources(options):
                 f"{folder} holds no recording that fits {options.pattern}; expected names ending in "
                 f"{', '.join(SUFFIXES)}"
             )
-        return Sources(names, folder)
+        others = count_others(folder, names, options.pattern, leave_out=output if is_inside else None)
+        return Sources(names, folder, others)
     dataset = datasets.load_from_disk(folder) if saved else datasets.load_dataset(options.input, split=options.split)
     if isinstance(dataset, datasets.DatasetDict):
         dataset = dataset[options.split]
@@ -213,6 +225,42 @@ def list_recordings(folder, pattern="**/*", leave_out=None):
         for path in files
         if path not in segments and (path.suffix.lower() == ".hea" or not path.with_suffix(".hea").is_file())
     ]
+
+
+def count_others(folder, names, pattern="**/*", leave_out=None):
+    """
+    The files of `folder` that are no recordings of the list `names` and no part of one, as "3 .dcm, 1 .csv beside a
+    header", the most frequent first; hidden ones, and what lies in the folder `leave_out`, are not counted.
+    """
+    taken, stems = set(names), {name.removesuffix(".hea") for name in names if name.endswith(".hea")}
+    found = Counter()
+    headers = {}
+    for path in sorted(folder.glob(pattern)):
+        name = path.relative_to(folder).as_posix()
+        is_hidden = any(part[0] == "." for part in path.relative_to(folder).parts)
+        if name in taken or is_hidden or not path.is_file():
+            continue
+        if leave_out is not None and leave_out.resolve() in path.resolve().parents:
+            continue
+        suffix = path.suffix.lower()
+        if suffix == ".hea":  # a segment of another
+            continue
+        if path.parent not in headers:
+            headers[path.parent] = files_of_headers(path.parent)
+        if path.name in headers[path.parent]:
+            continue
+        is_beside = path.with_suffix(".hea").is_file() or name.removesuffix(path.suffix) in stems
+        found[f"{suffix or 'without ending'}{' beside a header' if is_beside else ''}"] += 1
+    return ", ".join(f"{count} {kind}" for kind, count in found.most_common())
+
+
+def files_of_headers(folder):
+    """Names of the signal files that the WFDB headers of a folder name."""
+    names = set()
+    for header in folder.glob("*.hea"):
+        lines = header.read_text(encoding="utf-8", errors="replace").splitlines()
+        names |= {line.split()[0] for line in lines[1:] if line.strip() and not line.startswith("#")}
+    return names
 
 
 def segments_of(header):
@@ -263,7 +311,7 @@ class Reading(torch.utils.data.IterableDataset):
             try:
                 source, stated = self.sources[index]
                 given = {name: stated.get(name, getattr(self.options, name)) for name in STATED}
-                windows, _ = self.pipeline.preprocess(source, **given)
+                windows, _ = self.pipeline.preprocess(source, on_doubt=self.options.on_doubt, **given)
                 yield Piece(index, scored=ScoredRecording(windows))
                 for some in in_batches(windows, self.options.batch_size):
                     yield Piece(index, windows=some)
@@ -285,6 +333,9 @@ def classify(pipeline, reading, options):
         elif piece.scored is not None:
             recordings[piece.index] = piece.scored
         else:
+            if piece.index in recordings:
+                kept = recordings[piece.index]
+                piece.windows = tuple(window for window in piece.windows if not kept.leaves_out(window))
             waiting.append(piece)
             num_windows += len(piece.windows)
         if num_windows >= options.batch_size:
@@ -318,6 +369,8 @@ def as_row(pipeline, scored):
         result = pipeline.postprocess(scored)
     except ValueError as error:  # gaps in every window
         return str(error)
+    if not result["findings"]:
+        return f"no findings: {result['refused']}"
     return {
         "seconds": scored.duration,
         **{f"score_{finding['label']}": finding["score"] for finding in result["findings"]},
