@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: demo test test-slow lint bench
+.PHONY: demo test test-slow test-lowest test-newest lint bench
 
 demo: .venv/installed
 	$(RUN) training/demo_ecg.py
@@ -13,6 +13,18 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	$(RUN) -m pytest -m slow
+
+# the lowest and the newest versions that setup.cfg allows, each in a place of its own
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	$(PYTHON) tests/lowest_versions.py > .venv-lowest/constraints.txt
+	.venv-lowest/bin/pip install --quiet --constraint .venv-lowest/constraints.txt --editable '.[test]'
+	.venv-lowest/bin/python -m pytest
+
+test-newest:
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager --editable '.[test]'
+	.venv-newest/bin/python -m pytest
 
 lint: .venv/installed
 	.venv/bin/ruff check .

@@ -67,7 +67,9 @@ def test_several_embeddings_of_the_text_stand_before_audio_and_vision(tmp_path):
 
 def test_the_numbers_get_their_names(tmp_path):
     path = write(tmp_path / "IEMOCAP_features.pkl", iemocap())
-    data = DataArguments("conversations", str(path), task="classification", labels=list(IEMOCAP_LABELS))
+    data = DataArguments(
+        dataset="conversations", data_path=str(path), task="classification", labels=list(IEMOCAP_LABELS)
+    )
     assert list(load_splits(data)["train"]["label"][:3]) == ["happy", "sad", "neutral"]
 
 

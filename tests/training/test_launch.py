@@ -2,19 +2,22 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
 from training.launch import _asked_of
 from training.run_msa import main
 
+CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
 SCRIPT = Path(__file__).resolve().parents[2] / "training" / "run_msa.py"
 RECIPE = """
 num_samples: 93
@@ -26,7 +29,7 @@ audio_hidden_size: 8
 vision_hidden_size: 8
 dropout: 0
 seeds: [1]
-num_train_epochs: 2
+num_train_epochs: 6
 learning_rate: 3.0e-3
 logging_strategy: steps
 logging_steps: 1
@@ -52,6 +55,16 @@ def test_what_was_asked_of_accelerate_is_read_from_flags_and_config(tmp_path):
     assert (asked.num_processes, asked.num_machines, asked.machine_rank) == (4, 2, 1)
 
 
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_is_one_of_accelerate(path):
+    config = load_config_from_file(str(path))
+    launched = launch_command_parser().parse_args(["--config_file", str(path), "--machine_rank", "1", "script.py"])
+    launched.main_process_ip = "10.0.0.1" if config.num_machines > 1 else None
+    launched, _, _ = _validate_launch_command(launched)
+    assert (launched.num_machines, launched.num_processes) == (config.num_machines, config.num_processes)
+    assert launched.use_fsdp == ("sharded" in path.stem) and (not launched.use_fsdp or launched.fsdp_version == 2)
+
+
 def start_machines(folder, name, *flags):
     """One launch for each of two machines, which share a folder."""
     with socket.socket() as free:
@@ -64,7 +77,6 @@ def start_machines(folder, name, *flags):
         subprocess.Popen(
             [*launch, "--machine_rank", str(rank), *script, "--per_device_train_batch_size", "4"],
             env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            start_new_session=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -81,11 +93,13 @@ def losses(folder):
 @pytest.mark.slow
 def test_two_machines_equal_one_and_losing_one_ends_the_other(tmp_path):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    machines = start_machines(tmp_path, "two", "--num_train_epochs", "2")
+    machines = start_machines(tmp_path, "two")
     state = tmp_path / "two" / "seed_1" / "checkpoint-7" / "trainer_state.json"
     while not state.exists() and all(machine.poll() is None for machine in machines):
         time.sleep(0.02)
-    os.killpg(machines[1].pid, signal.SIGKILL)
+    # torch's launcher gives its processes groups of their own
+    for process in [*psutil.Process(machines[1].pid).children(recursive=True), psutil.Process(machines[1].pid)]:
+        process.kill()
     outputs = [machine.communicate(timeout=600)[0] for machine in machines]
     assert machines[0].returncode != 0
     assert "process 1 of 2 ends, because another was lost" in outputs[0]
