@@ -3,7 +3,8 @@
 `open_recording` looks at what is there without loading it, and its `read` brings any span, so that a day of ECG fits
 through a small memory; `read_recording` does both. They find the family of formats, by a file's content first and its
 ending second, and leave the parsing to that family's file: `recording_wfdb.py`, `recording_text.py`,
-`recording_arrays.py`, `recording_edf.py`. What all of them share is in `recording_channels.py`.
+`recording_arrays.py`, `recording_edf.py`, `recording_clinical.py`. What all of them share is in
+`recording_channels.py`.
 """
 
 import os
@@ -22,6 +23,7 @@ from .recording_channels import (
     settle_rate,
     settle_units,
 )
+from .recording_clinical import clinical_family
 from .recording_edf import open_edf
 from .recording_text import open_text
 from .recording_uploads import require_harmless_file, require_limits, unpack_upload
@@ -31,7 +33,7 @@ _BY_ENDING = {
     **dict.fromkeys((".csv", ".tsv", ".txt"), open_text),
     **dict.fromkeys((".npy", ".npz"), open_numpy),
     **dict.fromkeys((".h5", ".hdf5"), open_hdf5),
-    **dict.fromkeys((".edf", ".bdf"), open_edf),
+    **dict.fromkeys((".edf", ".bdf", ".rec"), open_edf),
     ".mat": open_matlab,
 }
 
@@ -48,7 +50,8 @@ def open_recording(source, *, sampling_rate=None, leads=None, units=None, unname
         source: one of
             - a path: a WFDB record (`.hea`, its signal file, or the name without an ending; multi-segment, FLAC-coded
               and MATLAB-coded too), `.csv`/`.tsv`/`.txt` columns with or without a header, `.npy`, `.npz`, `.mat`
-              (CPSC 2018, CODE-15), `.h5` (SPH and the like), `.edf`/`.bdf`;
+              (CPSC 2018, CODE-15), `.h5` (SPH and the like), `.edf`/`.bdf`/`.rec`, and with the extra
+              `clinical` DICOM, HL7 aECG, GE MUSE and Philips Sierra XML, SCP-ECG, ISHNE;
             - bytes: the content of such a file, or of a zip archive of them (a WFDB record);
             - an array `[time]`, `[leads, time]` or `[time, leads]` (numpy or torch); masked samples are missing;
             - a table with a column for each lead, by its name, and perhaps one of time (pandas, polars, pyarrow);
@@ -162,7 +165,8 @@ def _open_path(path, leads):
         raise FileNotFoundError(f"{path.name}: a WFDB signal file, whose header {header.name} is missing beside it")
     raise ValueError(
         f"{path.name}: {suffix or 'a file without an ending'} is not a format of ECG signals that is read here; "
-        "expected WFDB (.hea), .csv, .tsv, .txt, .npy, .npz, .mat, .h5, .hdf5, .edf or .bdf"
+        "expected WFDB (.hea), .csv, .tsv, .txt, .npy, .npz, .mat, .h5, .hdf5, .edf, .bdf, .rec, .dcm, .xml, .scp or "
+        ".ecg"
     )
 
 
@@ -179,4 +183,4 @@ def _family_by_content(path):
         return open_matlab
     if head.startswith((b"0       ", b"\xffBIOSEMI")) and len(head) >= 256:
         return open_edf
-    return None
+    return clinical_family(head, path.suffix.lower())

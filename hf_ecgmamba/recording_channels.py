@@ -160,7 +160,8 @@ class RecordingFile:
 def lead_name(name: str) -> str | None:
     """The lead that a channel's name means, as `STANDARD_LEADS` writes it: "avr", "ECG lead AVR", "ekg_aVR" are aVR,
     "MLII" is II. None for any other name; "-aVR" is another name, as it means the opposite sign."""
-    bare = re.sub(r"^((ECG|EKG|LEAD)(-|[\s_:]+))+", "", name.strip().strip("'\"").upper())
+    bare = re.sub(r"^((MDC|ECG|EKG|LEAD)(-|[\s_:]+))+", "", name.strip().strip("'\"").upper())
+    bare = re.sub(r"\s*(\((EINTHOVEN|GOLDBERGER|WILSON)\)|, AUGMENTED VOLTAGE, (RIGHT|LEFT|FOOT))$", "", bare)
     return _LEAD_OF.get(bare)
 
 
