@@ -34,10 +34,8 @@ def clinical_family(head, suffix):
     formats."""
     if head[128:132] == b"DICM" or suffix == ".dcm":
         return open_dicom
-    start = head.lstrip(b"\xef\xbb\xbf\xff\xfe\0 \r\n\t")[:64].replace(b"\0", b"")
-    is_xml = start.startswith((b"<?xml", b"<!--", b"<")) and not start.lower().startswith(
-        (b"<html", b"<!doctype html")
-    )
+    start = head.removeprefix(b"\xef\xbb\xbf").removeprefix(b"\xff\xfe").replace(b"\0", b"").lstrip()
+    is_xml = start.startswith((b"<?xml", b"<AnnotatedECG", b"<restingecgdata", b"<RestingECG"))
     if (
         is_xml
         or head.startswith(b"ISHNE1.0")

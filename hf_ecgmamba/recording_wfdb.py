@@ -22,6 +22,8 @@ def open_wfdb(path, leads=None):
         return _open_segments(path)
     if not header.signals:
         raise ValueError(f"{name} has no signals")
+    if all(signal.file_name == "~" for signal in header.signals):  # what describes the segments of another
+        raise ValueError(f"{name} holds no samples")
     record = PlainRecord(header, path.parent) if is_plain(header) else _CodedRecord(header, path.parent)
     uncalibrated = [signal.name or f"channel {k}" for k, signal in enumerate(header.signals) if signal.gain is None]
     notes = (

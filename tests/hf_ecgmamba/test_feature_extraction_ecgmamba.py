@@ -60,6 +60,10 @@ TABLE = [
     # The challenge's records, the 12 Georgia headers that wfdb rejects among them: 10 to 25 s, all 12 leads.
     Row("cinc2021/*.csv", error="not columns of numbers"),
     Row("cinc2021/*", samples=(1000, 2500)),
+    Row("clinical/sierra_1_03.xml", samples=1053),
+    Row("clinical/sierra_*.xml", samples=1060),
+    Row("clinical/synthetic3.ecg", samples=1000, present=3),
+    Row("clinical/*", samples=1000),
     Row("cpsc2018_raw/labels.csv", error="not columns of numbers"),
     Row("cpsc2018_raw/A*.mat", samples=(1000, 5432)),
     Row("mitbih_long/*.atr", error=f".atr {NO_SIGNALS}"),

@@ -11,8 +11,7 @@ import pytest
 
 from hf_ecgmamba.recording import open_recording, read_recording
 from hf_ecgmamba.recording_channels import STANDARD_LEADS
-
-from .signals import waves
+from tests.hf_ecgmamba.signals import waves
 
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("ecgdatakit")
