@@ -48,7 +48,10 @@ from training.reports import atomic_path
 
 STATED = ("sampling_rate", "leads", "units")
 MOST_PIECES = 1000  # on their way together, of recordings that fail
-SUFFIXES = (".hea", ".mat", ".h5", ".hdf5", ".edf", ".bdf", ".npy", ".npz", ".csv", ".tsv", ".txt")
+SUFFIXES = (
+    *(".hea", ".mat", ".h5", ".hdf5", ".edf", ".bdf", ".rec", ".npy", ".npz", ".csv", ".tsv", ".txt"),
+    *(".dcm", ".xml", ".scp", ".ecg"),
+)
 
 
 @dataclass
