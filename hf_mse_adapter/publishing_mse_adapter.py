@@ -166,6 +166,8 @@ def _model_card(model, processor, name, texts, card_folder, license):
         tags=["mse-adapter", "multimodal-sentiment-analysis", "peft", TASK],
         base_model=backbone if on_hub else None,
         base_model_relation="adapter" if on_hub else None,
+        license=texts.get("license"),
+        datasets=texts.get("datasets"),
     )
     known = {
         "model_name": name,
@@ -180,5 +182,14 @@ def _model_card(model, processor, name, texts, card_folder, license):
         "audio_dim": config.audio_dim,
         "vision_dim": config.vision_dim,
         "num_context_utterances": processor.num_context_utterances,
+        "reads_clips": _reads_clips(processor),
     }
     return ModelCard.from_template(data, template_path=str(card_folder / "README.md"), **(known | texts))
+
+
+def _reads_clips(processor):
+    """What is found in a clip for this model, in words; empty where nothing is."""
+    called = {"text": "words", "audio": "voice", "vision": "face"}
+    trained_on = processor.modalities or called
+    found = [word for name, word in called.items() if name in (processor.front_ends or {}) and name in trained_on]
+    return " and ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)
