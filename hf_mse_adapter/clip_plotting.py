@@ -118,10 +118,10 @@ def pitch_of(samples, step=0.02, window=0.05):
     first, last = int(RATE / HIGHEST_PITCH), min(int(RATE / LOWEST_PITCH), length - 1)
     lags = first + strength[:, first:last].argmax(axis=1)
     # of peaks that are about as high, the shortest lag is the pitch, the others its multiples
-    for divisor in (4, 3, 2):
-        shorter = np.maximum(lags // divisor, 1)
+    for divisor in range(8, 1, -1):
+        shorter = np.maximum(np.round(lags / divisor).astype(int), 1)
         good = (shorter >= first) & (
-            strength[np.arange(len(lags)), shorter] > 0.9 * strength[np.arange(len(lags)), lags]
+            strength[np.arange(len(lags)), shorter] > 0.85 * strength[np.arange(len(lags)), lags]
         )
         lags = np.where(good, shorter, lags)
     voiced = (strength[np.arange(len(lags)), lags] > 0.5) & (np.sqrt((frames**2).mean(axis=1)) > 1e-3)
