@@ -1,4 +1,4 @@
-"""Whole clips through processor, pipeline and command: what is read, what is not and why, and what moved the answer."""
+"""Whole clips through processor, pipeline and command: what is read, what is not and why, what moved the answer."""
 
 import base64
 import json
