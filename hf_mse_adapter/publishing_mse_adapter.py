@@ -166,8 +166,6 @@ def _model_card(model, processor, name, texts, card_folder, license):
         tags=["mse-adapter", "multimodal-sentiment-analysis", "peft", TASK],
         base_model=backbone if on_hub else None,
         base_model_relation="adapter" if on_hub else None,
-        license=texts.get("license"),
-        datasets=texts.get("datasets"),
     )
     known = {
         "model_name": name,

@@ -48,7 +48,8 @@ def main(arguments=None):
         }
         fields.pop("tokenizer", None)
         processor = MseProcessor(processor.tokenizer, **(fields | changed))
-    save_for_hub(model, processor, options.output, include_backbone=False, card=card)
+    license = card.pop("license", "apache-2.0")
+    save_for_hub(model, processor, options.output, include_backbone=False, card=card, license=license)
     size = sum(file.stat().st_size for file in options.output.rglob("*") if file.is_file())
     print(f"{options.output}: {size / 2**20:.1f} MiB")
 

@@ -29,6 +29,7 @@ from .adapted_language_model import (
     require_head_layers,
     train_only_adapter,
 )
+from .checksums import forget_checksums, require_saved_weights
 from .configuration_mse_adapter import MseAdapterConfig, MseConfig
 
 PEFT_CONTAINER = "mse_adapter_modules"
@@ -329,6 +330,9 @@ class MseForConditionalGeneration(PreTrainedModel):
             config = copy.deepcopy(config)
             config._attn_implementation = None
         wants_loading_info = kwargs.pop("output_loading_info", False)
+        own_options = {name: value for name, value in hub_options.items() if name != "force_download"} | own_place
+        if os.path.isdir(folder):
+            require_saved_weights(folder, **own_options)
         try:
             if config is None and _is_peft_folder(folder, hub_options | own_place):
                 model, loading_info = cls._from_peft_folder(folder, hub_options | own_place), {}
@@ -339,6 +343,8 @@ class MseForConditionalGeneration(PreTrainedModel):
                 )
         except (IndexError, KeyError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"the weights in {folder} are damaged, or not those of its config: {error}") from error
+        if not os.path.isdir(folder):  # in the cache only now
+            require_saved_weights(folder, **own_options)
         # a new head may be put on, to be trained
         head = ("adapter.head.", "adapter.layer_mix.")
         missing = sorted(name for name in loading_info.get("missing_keys", ()) if not name.startswith(head))
@@ -391,6 +397,11 @@ class MseForConditionalGeneration(PreTrainedModel):
         model = cls(config)
         model.adapter.load_state_dict(weights)
         return model
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As `PreTrainedModel.save_pretrained`: the adapter alone, and config.json."""
+        forget_checksums(save_directory)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def save_as_peft(self, folder):
         """Write the adapter as a plain PEFT folder: adapter_config.json and adapter_model.safetensors."""
