@@ -168,7 +168,7 @@ def extract(rows, extraction, num_processes=1, progress=True):
         unfinished.unlink(missing_ok=True)
     found, failed = {}, []
     bar = tqdm(total=len(rows), unit="clip", disable=not progress)
-    for row, place, reason in _made(rows, extraction, num_processes):
+    for row, place, reason in extracted(rows, extraction, num_processes):
         if reason is None:
             found[row.id] = place
         else:
@@ -178,7 +178,8 @@ def extract(rows, extraction, num_processes=1, progress=True):
     return {row.id: read_features(found[row.id], row) for row in rows if row.id in found}, sorted(failed)
 
 
-def _made(rows, extraction, num_processes):
+def extracted(rows, extraction, num_processes):
+    """(row, file of its features, None), or (row, None, reason), of each row as it is done, over processes."""
     if num_processes <= 1 or len(rows) <= 1:
         _begin(extraction)
         yield from map(_make, rows)
