@@ -125,7 +125,7 @@ def save_example(model, feature_extractor, folder):
     """example.csv, and example_output.json: what the pipeline says of it. The model's own mode stays."""
     leads, rate = model.config.leads, model.config.sampling_rate
     header = f"# Sampling Rate (Hz):= {rate:g}\n" + ",".join(f"{lead} (mV)" for lead in leads)
-    signal = drawn_up_ecg(len(leads), rate)
+    signal = drawn_up_ecg(leads, rate)
     np.savetxt(folder / "example.csv", signal.T, fmt="%.3f", delimiter=",", header=header, comments="")
     was_training = model.training
     try:
@@ -136,14 +136,15 @@ def save_example(model, feature_extractor, folder):
     (folder / "example_output.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def drawn_up_ecg(num_leads, sampling_rate, seconds=10.0):
-    """Float64 [num_leads, time] in mV: regular beats at 72 a minute, P, Q, R, S and T as bells, nobody's heart."""
+def drawn_up_ecg(leads, sampling_rate, seconds=10.0):
+    """Float64 [leads, time] in mV: regular beats at 72 a minute, P, Q, R, S and T as bells, nobody's heart. The limb
+    leads are those of one heart: III = II - I, and so on."""
     time = np.arange(round(seconds * sampling_rate)) / sampling_rate
     phase = (time + 0.4) % (60 / 72) - 0.4  # seconds from the R wave
     waves = ((-0.16, 0.025, 0.12), (-0.03, 0.010, -0.1), (0.0, 0.011, 1.0), (0.03, 0.012, -0.22), (0.24, 0.045, 0.28))
     beat = sum(height * np.exp(-(((phase - at) / width) ** 2) / 2) for at, width, height in waves)
-    sizes = 0.5 + 0.7 * np.abs(np.sin(1.0 + np.arange(num_leads)))
-    return sizes[:, None] * beat
+    sizes = {"I": 0.6, "II": 1.0, "III": 0.4, "aVR": -0.8, "aVL": 0.1, "aVF": 0.7}
+    return np.stack([sizes.get(lead, 0.5 + 0.1 * index) * beat for index, lead in enumerate(leads)])
 
 
 def model_card(config, name, description, dataset, metrics, license):
