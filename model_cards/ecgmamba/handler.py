@@ -30,7 +30,7 @@ class EndpointHandler:
             data (`dict`): `inputs`, and `parameters` where needed.
 
         Returns:
-            `dict` of findings, timeline, notes and refused (why there are none), or a list of them for a list of recordings.
+            `dict` of findings, timeline, notes and refused (why there are none); for a list, a list of them.
 
         Raises:
             ValueError: in one line, for what cannot be answered.
