@@ -89,11 +89,66 @@ def prepare_inputs(
 
     Returns:
         `dict`: inputs_embeds [batch, length (+ P), hidden_size] in the LLM's dtype, attention_mask, position_ids
-        (counted by the mask, so that padding shifts nothing), and labels if given.
+        (counted by the mask, so that padding shifts nothing), and labels if given. With the fusion "head" no pseudo
+        tokens are among them.
 
     Raises:
         ValueError: naming the argument, what came and what is expected.
     """
+    embeds, mask, is_place, pseudo_tokens = _embedded(
+        adapter,
+        llm,
+        input_ids,
+        attention_mask,
+        pseudo_token_mask,
+        text_mask,
+        audio_values,
+        audio_attention_mask,
+        vision_values,
+        vision_attention_mask,
+        labels,
+    )
+    device, pseudo_tokens = embeds.device, pseudo_tokens.to(embeds.dtype)
+    if adapter.fusion == "head":
+        return _llm_inputs(llm, embeds, mask, labels)
+    if is_place is None:
+        front = mask.new_ones(pseudo_tokens.shape[:2])
+        embeds, mask = torch.cat([pseudo_tokens, embeds], dim=1), torch.cat([front, mask], dim=1)
+        labels = None if labels is None else F.pad(labels.to(device), (adapter.num_pseudo_tokens, 0), value=-100)
+    else:
+        counts = is_place.sum(dim=1)
+        if (counts != adapter.num_pseudo_tokens).any():
+            raise ValueError(
+                f"pseudo_token_mask keeps {counts.tolist()} places in its rows; expected {adapter.num_pseudo_tokens}"
+            )
+        embeds = embeds.masked_scatter(is_place[..., None], pseudo_tokens)
+    return _llm_inputs(llm, embeds, mask, labels)
+
+
+def _llm_inputs(llm, embeds, mask, labels):
+    _require_room(llm, mask)
+    inputs = {
+        "inputs_embeds": embeds,
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
+    }
+    return inputs if labels is None else inputs | {"labels": labels.to(embeds.device)}
+
+
+def _embedded(
+    adapter,
+    llm,
+    input_ids,
+    attention_mask,
+    pseudo_token_mask,
+    text_mask,
+    audio_values,
+    audio_attention_mask,
+    vision_values,
+    vision_attention_mask,
+    labels,
+):
+    """The tokens' embeddings, the mask as int64, the places kept for pseudo tokens as bool or None, and these."""
     if input_ids is None or input_ids.ndim != 2 or 0 in input_ids.shape:
         came = None if input_ids is None else list(input_ids.shape)
         raise ValueError(f"input_ids has the shape {came}; expected [batch, length] with at least one token")
@@ -125,26 +180,7 @@ def prepare_inputs(
 
     audio = _modality("audio", audio_values, audio_attention_mask, adapter.audio_dim, len(embeds), device)
     vision = _modality("vision", vision_values, vision_attention_mask, adapter.vision_dim, len(embeds), device)
-    pseudo_tokens = adapter(embeds, is_text, *audio, *vision).to(embeds.dtype)
-
-    if is_place is None:
-        front = mask.new_ones(pseudo_tokens.shape[:2])
-        embeds, mask = torch.cat([pseudo_tokens, embeds], dim=1), torch.cat([front, mask], dim=1)
-        labels = None if labels is None else F.pad(labels.to(device), (adapter.num_pseudo_tokens, 0), value=-100)
-    else:
-        counts = is_place.sum(dim=1)
-        if (counts != adapter.num_pseudo_tokens).any():
-            raise ValueError(
-                f"pseudo_token_mask keeps {counts.tolist()} places in its rows; expected {adapter.num_pseudo_tokens}"
-            )
-        embeds = embeds.masked_scatter(is_place[..., None], pseudo_tokens)
-    _require_room(llm, mask)
-    inputs = {
-        "inputs_embeds": embeds,
-        "attention_mask": mask,
-        "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
-    }
-    return inputs if labels is None else inputs | {"labels": labels.to(device)}
+    return embeds, mask, is_place, adapter(embeds, is_text, *audio, *vision)
 
 
 def bare_inputs(llm, batch):
@@ -210,7 +246,7 @@ def _modality(name, values, mask, dim, batch_size, device):
 
 
 def forward_with_adapter(
-    adapter, llm, label_values=None, num_items_in_batch=None, num_samples_in_batch=None, **inputs
+    adapter, llm, label_values=None, num_items_in_batch=None, num_samples_in_batch=None, llm_states=None, **inputs
 ):
     """
     Run the LLM behind the adapter; logits and loss only where a label is.
@@ -224,6 +260,8 @@ def forward_with_adapter(
         num_samples_in_batch (`int`, *optional*):
             Samples in all these batches: a head's loss is then this batch's share of the mean over them. Where only
             the label tokens are counted (Trainer by itself counts nothing else), a head's batches weigh by those.
+        llm_states (`torch.Tensor` [batch, layers, hidden_size], *optional*):
+            For the fusion "head", what `llm_states_of` gave for these words before: the LLM is not run.
         inputs: arguments of `prepare_inputs`; others go to the LLM.
 
     Returns:
@@ -247,8 +285,10 @@ def forward_with_adapter(
             "for label_smoothing_factor and compute_loss_func; expected neither (a Trainer's own compute_loss may do "
             "the same)"
         )
+    if llm_states is not None and adapter.fusion != "head":
+        raise ValueError(f"llm_states is given, but fusion is {adapter.fusion!r}; expected 'head' for such states")
     if adapter.head_layers is not None and adapter.head_use == "alone":
-        head_output = _head_on_lower_layers(adapter, llm, inputs, llm_options)
+        head_output = _head_on_lower_layers(adapter, llm, inputs, llm_states, llm_options)
         share = _token_share(inputs.get("labels"), num_items_in_batch)
         loss = _head_loss(adapter, head_output, label_values, share, num_samples_in_batch)
         return MseOutput(loss=loss, head_output=head_output)
@@ -291,18 +331,55 @@ def forward_with_adapter(
     return MseOutput(loss=loss, logits=logits, logit_positions=rows, head_output=head_output)
 
 
-def _head_on_lower_layers(adapter, llm, inputs, options):
+def _head_on_lower_layers(adapter, llm, inputs, states, options):
     """The head's output [batch, 1 or classes] where it reads lower layers alone: label tokens, the layers above and
     the output layer are not run."""
     prompts = _prompts(inputs)
+    options = {name: value for name, value in options.items() if value is not None}
+    if adapter.fusion == "head":
+        states = llm_states_of(adapter, llm, prompts, options) if states is None else states
+        names = signature(_embedded).parameters
+        fields = {name: prompts.get(name) for name in names if name not in ("adapter", "llm")}
+        _, mask, _, pseudo_tokens = _embedded(adapter, llm, **fields)
+        if states.shape[:2] != (len(mask), len(adapter.head_layers)):
+            expected = f"[{len(mask)}, {len(adapter.head_layers)}, hidden_size]"
+            raise ValueError(f"llm_states has the shape {list(states.shape)}; expected {expected}")
+        return adapter.head_output(states.to(mask.device), pseudo_tokens)
     prepared = prepare_inputs(adapter, llm, **prompts)
     places = prompts.get("pseudo_token_mask")
     constant_length = 0 if places is None else int(places.bool().any(dim=0).int().argmax())
-    options = {name: value for name, value in options.items() if value is not None}
+    return adapter.head_output(_last_states(adapter, llm, prepared, constant_length, options))
+
+
+@torch.no_grad()
+def llm_states_of(adapter, llm, batch, options=None):
+    """
+    What the LLM makes of the words alone: the states of `head_layers` at each prompt's last token.
+
+    They do not depend on the adapter's weights, so that who asks for a text often may keep them, and give them back
+    as `llm_states`.
+
+    Args:
+        adapter (`MseAdapter`): with the fusion "head".
+        llm (`PreTrainedModel`), batch (`dict`): as `MseProcessor` makes it.
+
+    Returns:
+        `torch.Tensor` [batch, layers, hidden_size] in the LLM's dtype.
+    """
+    if adapter.fusion != "head":
+        raise ValueError(f"fusion is {adapter.fusion!r}; expected 'head': else the LLM's states change in training")
+    prompts = _prompts(batch)
+    mask = prompts["attention_mask"].to(device_of(llm.get_input_embeddings()))
+    prepared = _llm_inputs(llm, llm.get_input_embeddings()(prompts["input_ids"].to(mask.device)), mask.long(), None)
+    return _last_states(adapter, llm, prepared, 0, options or {})
+
+
+def _last_states(adapter, llm, prepared, constant_length, options):
+    """States of `head_layers` at the prompts' ends [batch, layers, hidden_size]: the last place, as they are padded on
+    the left."""
     states = states_after(llm, adapter.head_layers, prepared, constant_length, options)
-    # padded on the left, every prompt ends in the last place
     device = prepared["attention_mask"].device
-    return adapter.head_output(torch.stack([state[:, -1].to(device) for state in states], dim=1))
+    return torch.stack([state[:, -1].to(device) for state in states], dim=1)
 
 
 def _head_loss(adapter, output, label_values, token_share, num_samples_in_batch):
@@ -389,7 +466,8 @@ def predict_with_adapter(model, adapter, batch, answers, method):
     if adapter.head_use == "none":
         raise ValueError("method is 'head', but the adapter was configured without one (head='none')")
     with torch.no_grad():
-        output = forward_with_adapter(adapter, model.language_model, **_prompts(batch)).head_output
+        states = batch.get("llm_states")
+        output = forward_with_adapter(adapter, model.language_model, **_prompts(batch), llm_states=states).head_output
     require_finite(output, "head outputs", model.language_model.dtype)
     if adapter.task == "classification":
         return answers.predictions_of(output, "likeliest")

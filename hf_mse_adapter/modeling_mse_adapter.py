@@ -22,6 +22,7 @@ from .adapted_language_model import (
     embedding_width,
     forward_with_adapter,
     generate_with_adapter,
+    llm_states_of,
     load_language_model,
     predict_with_adapter,
     prepare_inputs,
@@ -175,6 +176,7 @@ class MseAdapter(nn.Module):
         self.audio_dim, self.vision_dim = config.audio_dim, config.vision_dim
         self.num_pseudo_tokens = config.num_pseudo_tokens
         self.head_use, self.head_layers, self.task = config.head, config.head_layers, config.task
+        self.fusion = config.fusion
         dim = config.mixer_dim
         self.audio_encoder = ModalityEncoder(config.audio_dim, config.audio_hidden_size, dim, config.dropout)
         self.vision_encoder = ModalityEncoder(config.vision_dim, config.vision_hidden_size, dim, config.dropout)
@@ -209,12 +211,14 @@ class MseAdapter(nn.Module):
             mixed = self.text_guide_mixer(text_embeddings.to(self.dtype), text_mask, audio, vision)
             return self.projector(self.multi_scale_fusion(mixed))
 
-    def head_output(self, hidden_states):
+    def head_output(self, hidden_states, pseudo_tokens=None):
         """Number [batch, 1] or class logits [batch, classes] from the LLM's last hidden state [batch, hidden_size], or
-        with `head_layers` from the states of these [batch, layers, hidden_size]."""
+        with `head_layers` from the states of these [batch, layers, hidden_size]; with the fusion "head" also from the
+        pseudo tokens [batch, num_pseudo_tokens, hidden_size]."""
         with torch.autocast(hidden_states.device.type, enabled=False):
             hidden_states = hidden_states.to(self.dtype)
-            return self.head(hidden_states if self.head_layers is None else self.layer_mix(hidden_states))
+            hidden_states = hidden_states if self.head_layers is None else self.layer_mix(hidden_states)
+            return self.head(hidden_states if pseudo_tokens is None else hidden_states + pseudo_tokens.mean(dim=1))
 
     def head_loss(self, output, label_values):
         """Mean absolute error, by which the field selects its models (choice), or cross entropy."""
@@ -457,6 +461,10 @@ class MseForConditionalGeneration(PreTrainedModel):
             # so that Trainer leaves the LLM where it is
             self.hf_device_map = {f"language_model.{name}": place for name, place in backbone.hf_device_map.items()}
         self.train(self.training)
+
+    def llm_states(self, **batch):
+        """What the LLM makes of a batch's words, for a model with the fusion "head", see [`llm_states_of`]."""
+        return llm_states_of(self.adapter, self._llm(), batch)
 
     def prepare_inputs(self, **batch):
         """inputs_embeds, attention_mask and position_ids for the LLM, see [`prepare_inputs`]."""

@@ -252,7 +252,7 @@ def _equal(weight, value):
 
 
 def _for_bare_llm(kwargs):
-    mine = {*BATCH_FIELDS, "label_values", "num_samples_in_batch"} - {"input_ids", "attention_mask"}
+    mine = {*BATCH_FIELDS, "label_values", "num_samples_in_batch", "llm_states"} - {"input_ids", "attention_mask"}
     return {name: value for name, value in kwargs.items() if name not in mine}
 
 

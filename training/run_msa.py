@@ -11,6 +11,7 @@ would be another is refused.
 
 import copy
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,10 +31,11 @@ from training.checkpoints import FINISHED, describe_run, find_checkpoint, read_f
 from training.data.msa_augmentation import FeatureAugmentation
 from training.data.msa_batches import MsaSamples
 from training.data.msa_samples import MODALITIES
-from training.data.msa_splits import LOADERS, load_splits, report_splits
+from training.data.msa_splits import LOADERS, has_one_case, load_splits, report_splits
 from training.data.tiny_language_model import build_tiny_language_model
 from training.extract_clips import FrontEndArguments
 from training.launch import run
+from training.llm_states import StatesCollator, llm_states_of_samples
 from training.msa_trainer import MseTrainer, metrics_of
 from training.recipe import parse_recipe
 from training.reports import card_texts, finite_or_none, write_json, write_predictions, write_results
@@ -90,6 +92,17 @@ class DataArguments(FrontEndArguments):
         default=None, metadata={"help": "clips: folder that keeps the features; `features` beside them by default."}
     )
     clip_processes: int = field(default=1, metadata={"help": "clips: processes that make features."})
+    modality_dropout: float = field(
+        default=0.0,
+        metadata={"help": "Probability that a training sample lacks its audio, and that it lacks its vision."},
+    )
+    sentence_case: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Bring utterances to sentence case, in training and ever after; by default where all of the "
+            "training split's are upper or lower case."
+        },
+    )
 
     def clip_front_ends(self):
         """How the processor makes features of clips; None where nothing says how this data set's were made."""
@@ -119,8 +132,9 @@ class DataArguments(FrontEndArguments):
             raise ValueError(f"metric is {self.metric!r}; expected mosi or sims")
         if self.num_context_utterances < 0:
             raise ValueError(f"num_context_utterances is {self.num_context_utterances}; expected 0 or more")
-        if not 0 <= self.swap_vision <= 1:
-            raise ValueError(f"swap_vision is {self.swap_vision}; expected a probability")
+        for name in ("swap_vision", "modality_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a probability")
 
 
 @dataclass
@@ -146,6 +160,12 @@ class ModelArguments:
     num_pseudo_tokens: int | None = None
     dropout: float | None = None
     head: str | None = field(default=None, metadata={"help": "none, alone or beside."})
+    head_layers: list[int] | None = field(
+        default=None, metadata={"help": "Layers of the LLM, from 1, whose states the head reads; by default the last."}
+    )
+    fusion: str | None = field(
+        default=None, metadata={"help": "prompt, or head: audio and vision join the words where the head reads."}
+    )
     prompt_template: str | None = None
     answer_method: str | None = field(
         default=None, metadata={"help": "How answers are made, see AnswerFormat.predict and the model's head."}
@@ -210,8 +230,11 @@ def main(arguments=None):
     check_answer_method(network.answer_method, network.head or "none", data.task)
     with training.main_process_first(desc="reading the data"):
         splits = load_splits(data)
+    data.sentence_case = has_one_case(splits["train"]) if data.sentence_case is None else data.sentence_case
     if training.process_index == 0:
         report_splits(splits)
+        if data.sentence_case:
+            print('utterances are brought to sentence case ("I DIDNT LIKE IT": "I didn\'t like it.")')
     backbone, tokenizer = load_backbone(network, splits["train"]["text"][:])
     processor, config = build_processor(data, network, splits["train"], tokenizer)
 
@@ -220,6 +243,10 @@ def main(arguments=None):
         if network.memory_steps is not None:
             prolong_memory(model.adapter.audio_encoder.lstm, network.memory_steps)
         return model
+
+    samples = {split: samples_of(split, splits[split], data, augmentation, processor) for split in splits}
+    if config.fusion == "head":
+        add_llm_states(samples, new_model(), processor)
 
     deciding = {split: splits[split] for split in ("train", "valid")}
     made_with = describe_run(
@@ -238,7 +265,7 @@ def main(arguments=None):
             continue
         record_run(folder, made_with | {"seed": seed})
         runs[seed] = train_seed(
-            seed, folder, checkpoints[seed], data, augmentation, network, training, splits, new_model, processor
+            seed, folder, checkpoints[seed], data, network, training, splits, samples, new_model, processor
         )
     if training.process_index == 0:
         write_results(runs, Path(training.output_dir), data)
@@ -297,9 +324,8 @@ def with_end_token(tokenizer, backbone):
 def build_processor(data, network, train, tokenizer):
     """The processor, which knows the answers and the training features' statistics, and the config of its model."""
     names = ("audio_hidden_size", "vision_hidden_size", "mixer_dim", "scales", "num_pseudo_tokens", "dropout", "head")
-    given = {
-        name: getattr(network, name) for name in (*names, "prompt_template") if getattr(network, name) is not None
-    }
+    names += ("head_layers", "fusion", "prompt_template")
+    given = {name: getattr(network, name) for name in names if getattr(network, name) is not None}
     if data.task == "regression":
         given |= {"label_range": tuple(data.label_range), "label_step": data.label_step}
     else:
@@ -323,6 +349,7 @@ def build_processor(data, network, train, tokenizer):
         max_audio_length=data.max_audio_length,
         max_vision_length=data.max_vision_length,
         front_ends=with_what_was_made(data.clip_front_ends(), train),
+        sentence_case=data.sentence_case,
         modalities=[name for name in ("text", *MODALITIES) if name not in data.withhold] if data.withhold else None,
     )
     samples = MsaSamples(train, withhold=data.withhold)
@@ -353,30 +380,49 @@ def prolong_memory(lstm, num_steps):
     lstm.bias_ih_l0[:size], lstm.bias_ih_l0[size : 2 * size] = -memory, memory
 
 
-def build_trainer(model, processor, splits, data, augmentation, network, training):
-    seen = {"num_context_utterances": data.num_context_utterances, "withhold": data.withhold}
-    train = MsaSamples(
-        splits["train"],
-        **seen,
-        augmentation=augmentation,
-        feature_statistics=processor.feature_statistics,
-        swap_vision=data.swap_vision,
-        seed=training.seed,
+def samples_of(split, dataset, data, augmentation, processor):
+    """What the model sees of a split."""
+    changed = {
+        "augmentation": augmentation,
+        "feature_statistics": processor.feature_statistics,
+        "swap_vision": data.swap_vision,
+        "modality_dropout": data.modality_dropout,
+    }
+    return MsaSamples(
+        dataset,
+        num_context_utterances=data.num_context_utterances,
+        withhold=data.withhold,
+        **(changed if split == "train" else {}),
     )
+
+
+def add_llm_states(samples, model, processor):
+    """Let the frozen LLM read every split once, for all epochs and seeds."""
+    for split, those in samples.items():
+        started = time.perf_counter()
+        those.llm_states = llm_states_of_samples(model, processor, those)
+        print(f"{split}: the LLM's states of {len(those)} samples after {time.perf_counter() - started:.0f} s")
+
+
+def build_trainer(model, processor, samples, data, network, training):
+    # a data set may be shown several times, with another seed
+    train = copy.copy(samples["train"])
+    train.seed = training.seed
+    grouped = training.group_by_length and model.config.fusion != "head"
     return MseTrainer(
         model=model,
         args=training,
-        data_collator=processor.collate,
+        data_collator=processor.collate if train.llm_states is None else StatesCollator(processor),
         train_dataset=train,
-        held_out={split: MsaSamples(splits[split], **seen) for split in splits if split != "train"},
+        held_out={split: those for split, those in samples.items() if split != "train"},
         processing_class=processor,
         compute_metrics=metrics_of(data),
         answer_method=network.answer_method,
-        costs=train.costs(processor, model) if training.group_by_length else None,
+        costs=train.costs(processor, model) if grouped else None,
     )
 
 
-def train_seed(seed, folder, checkpoint, data, augmentation, network, training, splits, new_model, processor):
+def train_seed(seed, folder, checkpoint, data, network, training, splits, samples, new_model, processor):
     """Train once, from `checkpoint` if there is one, into `folder`. Returns metrics by split and the trainer's log."""
     training = copy.copy(training)
     training.output_dir, training.seed = str(folder), seed
@@ -384,12 +430,12 @@ def train_seed(seed, folder, checkpoint, data, augmentation, network, training, 
     training.greater_is_better = data.task == "classification"
     set_seed(seed)
     model = new_model()
-    trainer = build_trainer(model, processor, splits, data, augmentation, network, training)
+    trainer = build_trainer(model, processor, samples, data, network, training)
     train_from(trainer, checkpoint)
 
     metrics = {}
-    for split, samples in trainer.held_out.items():
-        output = trainer.predict(samples, metric_key_prefix=split)
+    for split, held_out in trainer.held_out.items():
+        output = trainer.predict(held_out, metric_key_prefix=split)
         metrics[split] = {
             name.removeprefix(f"{split}_"): finite_or_none(value)
             for name, value in output.metrics.items()

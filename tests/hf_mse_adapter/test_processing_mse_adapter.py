@@ -219,7 +219,7 @@ def test_bad_input_is_named(processor, arguments, message):
         ("audio_dim", None),
         ("language", "fr"),
         ("padding_side", "top"),
-        ("prompt_template", "{text} only"),
+        ("prompt_template", "{pseudo_tokens} only"),
         ("num_context_utterances", -1),
         ("max_text_tokens", 0),
         ("max_audio_length", 2.5),

@@ -52,6 +52,11 @@ class MsaSamples(torch.utils.data.Dataset):
         swap_vision (float): probability that a pair shows the face of another sample with the same label, so that
             the voice of one speaker meets the face of another.
         seed (int): of all that is random, together with epoch and row.
+        modality_dropout (float): probability that a pair lacks its audio, and that it lacks its vision.
+
+    Attributes:
+        llm_states (torch.Tensor, optional): [samples, layers, hidden_size], handed out with the samples once set, see
+            training/llm_states.py.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class MsaSamples(torch.utils.data.Dataset):
         feature_statistics=None,
         swap_vision=0.0,
         seed=0,
+        modality_dropout=0.0,
     ):
         unknown = set(withhold) - {"text", *MODALITIES}
         if unknown:
@@ -71,7 +77,8 @@ class MsaSamples(torch.utils.data.Dataset):
         self.steps = dataset.select_columns([f"{modality}_steps" for modality in MODALITIES])
         self.withhold = withhold
         self.augmentation, self.feature_statistics = augmentation, feature_statistics
-        self.swap_vision, self.seed = swap_vision, seed
+        self.swap_vision, self.modality_dropout, self.seed = swap_vision, modality_dropout, seed
+        self.llm_states = None
         self.labels, self.rows_of_label = [str(label) for label in dataset["label"]], defaultdict(list)
         for row, label in enumerate(self.labels):
             self.rows_of_label[label].append(row)
@@ -110,7 +117,16 @@ class MsaSamples(torch.utils.data.Dataset):
             if generator is not None and self.augmentation is not None:
                 values = self.augmentation(values, modality, self.feature_statistics, generator)
             sample[modality] = values if len(values) and modality not in self.withhold else None
+            if generator is not None and self.modality_dropout and generator.random() < self.modality_dropout:
+                sample[modality] = None
+        if self.llm_states is not None:
+            sample["llm_states"] = self.llm_states[index]
         return sample | self._words(index, row["text"], row["speaker"])
+
+    def words(self):
+        """What every sample says: list[dict] with text and, in a conversation, context and speaker."""
+        pairs = zip(self.columns["text"][:], self.columns["speaker"][:], strict=True)
+        return [self._words(index, *pair) for index, pair in enumerate(pairs)]
 
     def _words(self, index, text, speaker):
         """Text and, in a conversation, context and speaker; earlier utterances are withheld with the text."""
@@ -131,9 +147,7 @@ class MsaSamples(torch.utils.data.Dataset):
         Returns:
             np.ndarray float64 [samples].
         """
-        texts, speakers = self.columns["text"][:], self.columns["speaker"][:]
-        words = (self._words(index, *pair) for index, pair in enumerate(zip(texts, speakers, strict=True)))
-        costs = np.array([processor.num_tokens(**sample) for sample in words], dtype=float)
+        costs = np.array([processor.num_tokens(**sample) for sample in self.words()], dtype=float)
         costs *= model.language_model.num_parameters(exclude_embeddings=True)
         for modality in set(MODALITIES) - set(self.withhold):
             steps = np.asarray(self.steps[f"{modality}_steps"][:])

@@ -37,6 +37,12 @@ def load_splits(data):
     return splits
 
 
+def has_one_case(dataset):
+    """Whether all texts that have cased letters are upper case, or all lower case, as CMU-MOSI's and CMU-MOSEI's."""
+    texts = [text for text in dataset["text"][:] if text != text.swapcase()]
+    return bool(texts) and (all(text.isupper() for text in texts) or all(text.islower() for text in texts))
+
+
 def with_named_classes(splits, labels):
     """The splits with class names for labels where their data set numbers its classes, as CHERMA's files do."""
     numbers = set(map(str, range(len(labels or ()))))
