@@ -142,21 +142,41 @@ class PseudoTokenProjector(nn.Module):
 
 class LayerMix(nn.Module):
     """
-    Several layers' states to one: each brought to mean 0 and variance 1 over its width, then summed by weights that
-    are learned and add up to one (ELMo's scalar mix, arXiv 1802.05365, with layer normalisation).
+    Several layers' states to one: each brought to mean 0 and variance 1 over its width, then every feature by `mean`
+    and `std` (what training found; 0 and 1 until then), then summed by weights that are learned and add up to one
+    (ELMo's scalar mix, arXiv 1802.05365, with normalisation: an LLM's few large features would drown the others).
 
     Args:
-        num_layers (`int`)
+        num_layers, hidden_size (`int`).
     """
 
-    def __init__(self, num_layers):
+    def __init__(self, num_layers, hidden_size):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(num_layers))
+        self.register_buffer("mean", torch.zeros(num_layers, hidden_size))
+        self.register_buffer("std", torch.ones(num_layers, hidden_size))
 
     def forward(self, states):
         """[batch, layers, hidden_size] -> [batch, hidden_size]"""
         weights = self.weight.softmax(dim=0)
-        return (F.layer_norm(states, states.shape[-1:]) * weights[:, None]).sum(dim=1)
+        return ((self.normalised(states) - self.mean) / self.std * weights[:, None]).sum(dim=1)
+
+    @staticmethod
+    def normalised(states):
+        return F.layer_norm(states, states.shape[-1:])
+
+    @torch.no_grad()
+    def fit(self, states):
+        """Take mean and standard deviation over the samples of states [samples, layers, hidden_size]."""
+        std, mean = torch.std_mean(self.normalised(states), dim=0)
+        self.mean.copy_(mean)
+        self.std.copy_(std.clamp(min=1e-3))
+
+    @torch.no_grad()
+    def reset_parameters(self):
+        self.weight.zero_()
+        self.mean.zero_()
+        self.std.fill_(1)
 
 
 class MseAdapter(nn.Module):
@@ -186,7 +206,17 @@ class MseAdapter(nn.Module):
         if config.head != "none":
             self.head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(hidden_size, config.num_labels))
         if config.head_layers is not None:
-            self.layer_mix = LayerMix(len(config.head_layers))
+            self.layer_mix = LayerMix(len(config.head_layers), hidden_size)
+
+        if config.fusion == "head":
+            self.start_from_words()
+
+    @torch.no_grad()
+    def start_from_words(self):
+        """Pseudo tokens that are zero, and so leave the head to the words until they have learnt something."""
+        for parameter in (*self.projector.projection.parameters(), self.projector.expansion.bias):
+            parameter.zero_()
+        self.projector.expansion.weight.fill_(1)
 
     @property
     def dtype(self):
@@ -264,8 +294,8 @@ class MseForConditionalGeneration(PreTrainedModel):
         # PyTorch's own initialisation, as without transformers
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
-        elif isinstance(module, LayerMix):
-            module.weight.zero_()
+        if isinstance(module, MseAdapter) and module.fusion == "head":
+            module.start_from_words()
 
     @classmethod
     def from_backbone(cls, backbone, config):

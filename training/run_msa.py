@@ -34,6 +34,7 @@ from training.data.msa_samples import MODALITIES
 from training.data.msa_splits import LOADERS, has_one_case, load_splits, report_splits
 from training.data.tiny_language_model import build_tiny_language_model
 from training.extract_clips import FrontEndArguments
+from training.head_fit import fit_head
 from training.launch import run
 from training.llm_states import StatesCollator, llm_states_of_samples
 from training.msa_trainer import MseTrainer, metrics_of
@@ -167,6 +168,10 @@ class ModelArguments:
         default=None, metadata={"help": "prompt, or head: audio and vision join the words where the head reads."}
     )
     prompt_template: str | None = None
+    fit_head: bool = field(
+        default=False,
+        metadata={"help": "fusion head: the head starts as a linear probe of the words, see training/head_fit.py."},
+    )
     answer_method: str | None = field(
         default=None, metadata={"help": "How answers are made, see AnswerFormat.predict and the model's head."}
     )
@@ -244,6 +249,8 @@ def main(arguments=None):
             prolong_memory(model.adapter.audio_encoder.lstm, network.memory_steps)
         return model
 
+    if network.fit_head and config.fusion != "head":
+        raise ValueError(f"fit_head is True, but fusion is {config.fusion!r}; expected 'head', whose states are known")
     samples = {split: samples_of(split, splits[split], data, augmentation, processor) for split in splits}
     if config.fusion == "head":
         add_llm_states(samples, new_model(), processor)
@@ -430,6 +437,9 @@ def train_seed(seed, folder, checkpoint, data, network, training, splits, sample
     training.greater_is_better = data.task == "classification"
     set_seed(seed)
     model = new_model()
+    if network.fit_head:
+        penalty, score = fit_head(model, samples["train"], samples["valid"], processor.answers)
+        print(f"the head starts as a linear probe of penalty {penalty:g}: {score:.3f} on valid")
     trainer = build_trainer(model, processor, samples, data, network, training)
     train_from(trainer, checkpoint)
 
