@@ -31,6 +31,7 @@ def parser():
     )
     parser.add_argument("clip", nargs="?", help="video or sound: mp4, mkv, webm, mov, avi, wav, mp3, flac, m4a, ogg")
     parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="a folder, or a repository of the Hub")
+    parser.add_argument("--backbone", metavar="DIR", help="a copy of its LLM (default: the one that it names)")
     parser.add_argument("--revision", default="main", help="branch, tag or commit of that repository")
     parser.add_argument("--text", help="what was said; without it, it is heard in the clip")
     parser.add_argument("--audio", metavar="NPY", help="audio features [time, features], instead of the clip's")
@@ -120,7 +121,11 @@ def load_pipeline(options):
     except (OSError, ValueError) as error:
         raise ValueError(f"--model {options.model} has no processor that can be read: {error}") from None
     model = MseForConditionalGeneration.from_pretrained(
-        options.model, revision=options.revision, trust_remote_code=options.trust_remote_code, dtype="auto"
+        options.model,
+        backbone=options.backbone,
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
+        dtype="auto",
     )
     return MultimodalSentimentPipeline(
         model, processor=processor, device=options.device, speech_recognizer=options.speech_recognizer

@@ -138,6 +138,7 @@ class MseConfig(PreTrainedConfig):
             Hub id or folder of the LLM. One that begins with "./" is a folder inside the model's own folder or Hub
             repository, so that a small LLM can travel with its adapter.
         backbone_revision (`str`, *optional*): branch, tag or commit of it.
+        backbone_likeness (`dict`, *optional*): what tells it from other LLMs, see [`likeness_of`].
 
     Raises:
         ValueError: for a field out of its range; the message names it, what came and what is expected.
@@ -164,6 +165,7 @@ class MseConfig(PreTrainedConfig):
     hidden_size: int | None = None
     backbone_name_or_path: str | None = None
     backbone_revision: str | None = None
+    backbone_likeness: dict | None = None
 
     def __post_init__(self, **kwargs):
         if self.task == "regression" and self.id2label is None:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, initialization
 from transformers.utils import cached_file
 
 from .adapted_language_model import (
@@ -31,6 +31,7 @@ from .adapted_language_model import (
     train_only_adapter,
 )
 from .checksums import forget_checksums, require_saved_weights
+from .backbone_likeness import require_likeness
 from .configuration_mse_adapter import MseAdapterConfig, MseConfig
 
 PEFT_CONTAINER = "mse_adapter_modules"
@@ -127,13 +128,31 @@ class MultiScaleFusion(nn.Module):
         return self.join(stacked[:, None])[:, 0, :, 0]
 
 
-class PseudoTokenProjector(nn.Module):
-    """Linear(mixer_dim, hidden_size), then Linear(1, P), which makes P tokens of the one vector."""
+class ConstantLinear(nn.Linear):
+    """A linear layer whose weights start as one number, and its bias as zero."""
 
-    def __init__(self, mixer_dim, hidden_size, num_pseudo_tokens):
+    def __init__(self, in_features, out_features, start):
+        self.start = start
+        super().__init__(in_features, out_features)
+
+    def reset_parameters(self):
+        # transformers' own functions leave alone what has been loaded
+        initialization.constant_(self.weight, self.start)
+        initialization.zeros_(self.bias)
+
+
+class PseudoTokenProjector(nn.Module):
+    """Linear(mixer_dim, hidden_size), then Linear(1, P), which makes P tokens of the one vector. With `starts_at_zero`
+    the tokens are zero until they have learnt something."""
+
+    def __init__(self, mixer_dim, hidden_size, num_pseudo_tokens, starts_at_zero=False):
         super().__init__()
-        self.projection = nn.Linear(mixer_dim, hidden_size)
-        self.expansion = nn.Linear(1, num_pseudo_tokens)
+        if starts_at_zero:
+            self.projection = ConstantLinear(mixer_dim, hidden_size, 0.0)
+            self.expansion = ConstantLinear(1, num_pseudo_tokens, 1.0)
+        else:
+            self.projection = nn.Linear(mixer_dim, hidden_size)
+            self.expansion = nn.Linear(1, num_pseudo_tokens)
 
     def forward(self, fused):
         """[batch, mixer_dim] -> [batch, num_pseudo_tokens, hidden_size]"""
@@ -174,9 +193,10 @@ class LayerMix(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self):
-        self.weight.zero_()
-        self.mean.zero_()
-        self.std.fill_(1)
+        # transformers' own functions leave alone what has been loaded
+        initialization.zeros_(self.weight)
+        initialization.zeros_(self.mean)
+        initialization.ones_(self.std)
 
 
 class MseAdapter(nn.Module):
@@ -202,21 +222,17 @@ class MseAdapter(nn.Module):
         self.vision_encoder = ModalityEncoder(config.vision_dim, config.vision_hidden_size, dim, config.dropout)
         self.text_guide_mixer = TextGuideMixer(hidden_size, dim)
         self.multi_scale_fusion = MultiScaleFusion(hidden_size, dim, config.scales)
-        self.projector = PseudoTokenProjector(dim, hidden_size, config.num_pseudo_tokens)
+        self.projector = PseudoTokenProjector(
+            # a head that reads words as they are begins with the words alone
+            dim,
+            hidden_size,
+            config.num_pseudo_tokens,
+            starts_at_zero=config.fusion == "head",
+        )
         if config.head != "none":
             self.head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(hidden_size, config.num_labels))
         if config.head_layers is not None:
             self.layer_mix = LayerMix(len(config.head_layers), hidden_size)
-
-        if config.fusion == "head":
-            self.start_from_words()
-
-    @torch.no_grad()
-    def start_from_words(self):
-        """Pseudo tokens that are zero, and so leave the head to the words until they have learnt something."""
-        for parameter in (*self.projector.projection.parameters(), self.projector.expansion.bias):
-            parameter.zero_()
-        self.projector.expansion.weight.fill_(1)
 
     @property
     def dtype(self):
@@ -294,8 +310,6 @@ class MseForConditionalGeneration(PreTrainedModel):
         # PyTorch's own initialisation, as without transformers
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
-        if isinstance(module, MseAdapter) and module.fusion == "head":
-            module.start_from_words()
 
     @classmethod
     def from_backbone(cls, backbone, config):
@@ -330,6 +344,7 @@ class MseForConditionalGeneration(PreTrainedModel):
         attn_implementation=None,
         trust_remote_code=None,
         backbone_options=None,
+        ignore_mismatched_backbone=False,
         **kwargs,
     ):
         """
@@ -337,14 +352,16 @@ class MseForConditionalGeneration(PreTrainedModel):
 
         Args:
             pretrained_model_name_or_path (`str`): folder or Hub id, of this class's or PEFT's layout.
-            backbone (`PreTrainedModel`, *optional*):
-                The LLM, already in memory; none is fetched. (Through `AutoModel.from_pretrained` it would be copied
-                on the way: use this class.)
+            backbone (`PreTrainedModel` or `str`, *optional*):
+                The LLM, already in memory, or its folder, instead of the one that the config names. (A model would be
+                copied on the way through `AutoModel.from_pretrained`: use this class.)
             config (`MseConfig`, *optional*)
             dtype, device_map, quantization_config, attn_implementation, trust_remote_code:
                 For the LLM, as `AutoModelForCausalLM.from_pretrained` takes them. The adapter stays in float32 and
                 goes where the LLM's embeddings are.
             backbone_options (`dict`, *optional*): further such arguments.
+            ignore_mismatched_backbone (`bool`, *optional*):
+                Only warn where the LLM is another than the adapter was trained for, see [`require_likeness`].
             kwargs: arguments of `PreTrainedModel.from_pretrained`; those about the Hub (token, cache_dir,
                 local_files_only, force_download) count for the LLM too.
 
@@ -389,17 +406,24 @@ class MseForConditionalGeneration(PreTrainedModel):
         missing = sorted(name for name in loading_info.get("missing_keys", ()) if not name.startswith(head))
         if missing:
             raise ValueError(f"the weights in {folder} lack {', '.join(missing)}")
-        if backbone is None:
+        tokenizer_place = None
+        if backbone is None or isinstance(backbone, (str, os.PathLike)):
             options = {
                 "dtype": dtype,
                 "device_map": device_map,
                 "quantization_config": quantization_config,
                 "attn_implementation": attn_implementation,
                 "trust_remote_code": trust_remote_code,
-            }
-            backbone = model._fetched_language_model(
-                folder, hub_options, own_place, options | (backbone_options or {})
-            )
+            } | (backbone_options or {})
+            if backbone is None:
+                backbone = model._fetched_language_model(folder, hub_options, own_place, options)
+            else:
+                tokenizer_place = os.fspath(backbone)
+                given = {name: value for name, value in (hub_options | options).items() if value is not None}
+                backbone = load_language_model(tokenizer_place, **given)
+        if model.config.backbone_likeness is not None:
+            tokenizers = None if tokenizer_place is None else _tokenizers_of(folder, own_place, tokenizer_place)
+            require_likeness(backbone, model.config.backbone_likeness, tokenizers, ignore_mismatched_backbone)
         model.set_language_model(backbone)
         model._require_equal(foreign, folder)
         model.eval()
@@ -416,7 +440,13 @@ class MseForConditionalGeneration(PreTrainedModel):
             where = own_place | {"subfolder": str(PurePosixPath(own_place.get("subfolder", ""), named))}
             named = folder
         options = {name: value for name, value in (hub_options | where | options).items() if value is not None}
-        return load_language_model(named, **options)
+        try:
+            return load_language_model(named, **options)
+        except OSError as error:
+            raise OSError(
+                f"the LLM {named} of {folder} cannot be had ({' '.join(str(error).split())}); a copy of your own can "
+                "be given as backbone=FOLDER, or --backbone FOLDER"
+            ) from error
 
     @classmethod
     def _from_peft_folder(cls, folder, hub_options):
@@ -595,6 +625,14 @@ class MseForConditionalGeneration(PreTrainedModel):
 def _is_about_weights(error):
     """Whether a RuntimeError of loading tells of sizes or files, rather than of a device or of foreign code."""
     return any(words in str(error) for words in ("mismatch", "Error(s) in loading", "safetensors"))
+
+
+def _tokenizers_of(folder, own_place, llm_folder):
+    """The tokenizers of an adapter's folder and of an LLM's, or None where one of them has none."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, **own_place), AutoTokenizer.from_pretrained(llm_folder)
+    except (OSError, ValueError):
+        return None
 
 
 def _is_peft_folder(folder, hub_options):

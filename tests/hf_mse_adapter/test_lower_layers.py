@@ -9,6 +9,7 @@ from hf_mse_adapter import MseAdapterConfig, MseForConditionalGeneration
 from hf_mse_adapter.lower_layers import states_after
 from tests.hf_mse_adapter.tiny_backbones import ARCHITECTURES, build_backbone, build_batch
 
+LATE = "<s>{text}"
 TEMPLATE = "<Multimodal>{text}</Multimodal>Sentiment:{pseudo_tokens}"
 FIELDS = {"audio_dim": 5, "vision_dim": 4, "mixer_dim": 16, "scales": (8, 32, 16), "audio_hidden_size": 8}
 
@@ -160,3 +161,66 @@ def test_bad_layers_are_refused():
         MseAdapterConfig(**FIELDS, head_layers=(1,))
     with pytest.raises(ValueError, match=r"head_layers is \(5,\); expected layers from 1 to 4"):
         build_model(build_backbone(num_hidden_layers=4), head_layers=(5,))
+
+
+def build_late_model(llm):
+    return build_model(llm, fusion="head", prompt_template=LATE)
+
+
+def test_fusion_at_the_head_starts_from_the_words_and_reads_audio_once_trained():
+    model = build_late_model(build_backbone(num_hidden_layers=4))
+    batch = build_batch(prompt_template=LATE)
+    words = {name: value for name, value in batch.items() if not name.startswith(("audio", "vision"))}
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch).head_output, model(**words).head_output)
+    model(**batch).loss.backward()
+    assert model.adapter.projector.projection.weight.grad.abs().max() > 0
+    with torch.no_grad():
+        model.adapter.projector.projection.weight.normal_()
+        assert (model(**batch).head_output - model(**words).head_output).abs().max() > 1e-3
+
+
+def test_states_that_were_kept_give_the_same_loss_and_gradients():
+    model = build_late_model(build_backbone(num_hidden_layers=4))
+    with torch.no_grad():
+        model.adapter.projector.projection.weight.normal_()
+    batch = build_batch(prompt_template=LATE)
+    states = model.llm_states(**batch)
+    assert states.shape == (3, 2, 64)
+    gradients = []
+    for kept in ({}, {"llm_states": states}):
+        model.zero_grad()
+        model(**batch, **kept).loss.backward()
+        gradients.append([parameter.grad.clone() for parameter in model.adapter.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+    with pytest.raises(ValueError, match=r"llm_states has the shape \[2, 2, 64\]; expected \[3, 2, hidden_size\]"):
+        model(**batch, llm_states=states[:2])
+    with pytest.raises(ValueError, match="llm_states is given, but fusion is 'prompt'"):
+        build_model(build_backbone(num_hidden_layers=4))(**build_batch(), llm_states=states)
+
+
+def test_fusion_at_the_head_saves_and_loads(tmp_path):
+    llm = build_backbone(num_hidden_layers=4)
+    model = build_late_model(llm)
+    with torch.no_grad():
+        for parameter in model.adapter.parameters():
+            parameter.normal_()
+        model.adapter.layer_mix.fit(torch.randn(9, 2, 64) * 3 + 1)
+    batch = build_batch(prompt_template=LATE, labels=None)
+    model.save_pretrained(tmp_path / "own")
+    model.save_as_peft(tmp_path / "peft")
+    with torch.no_grad():
+        expected = model(**batch).head_output
+        for folder in ("own", "peft"):
+            loaded = MseForConditionalGeneration.from_pretrained(tmp_path / folder, backbone=llm)
+            torch.testing.assert_close(loaded(**batch).head_output, expected)
+
+
+def test_fusion_at_the_head_wants_what_it_needs():
+    with pytest.raises(ValueError, match="fusion is 'late'; expected one of"):
+        MseAdapterConfig(**FIELDS, fusion="late")
+    with pytest.raises(ValueError, match="fusion is 'head'; expected 'prompt'"):
+        MseAdapterConfig(**FIELDS, fusion="head")
+    with pytest.raises(ValueError, match=r"expected a text with \{text\} once and no \{pseudo_tokens\}"):
+        MseAdapterConfig(**FIELDS, head="alone", head_layers=(1,), fusion="head", prompt_template=TEMPLATE)
