@@ -352,7 +352,7 @@ def _head_on_lower_layers(adapter, llm, inputs, states, options):
 
 
 @torch.no_grad()
-def llm_states_of(adapter, llm, batch, options=None):
+def llm_states_of(adapter, llm, batch, options=None, ends=None):
     """
     What the LLM makes of the words alone: the states of `head_layers` at each prompt's last token.
 
@@ -362,16 +362,26 @@ def llm_states_of(adapter, llm, batch, options=None):
     Args:
         adapter (`MseAdapter`): with the fusion "head".
         llm (`PreTrainedModel`), batch (`dict`): as `MseProcessor` makes it.
+        options (`dict`, *optional*): for the LLM's own `forward`.
+        ends (`list[tuple[int, int]]`, *optional*):
+            Pairs (row, number of tokens): the states after so many of a row's tokens instead, which are those of a
+            prompt that is the beginning of another. So a dialogue is read once for all of its utterances.
 
     Returns:
-        `torch.Tensor` [batch, layers, hidden_size] in the LLM's dtype.
+        `torch.Tensor` [batch, layers, hidden_size], or [ends, layers, hidden_size], in the LLM's dtype.
     """
     if adapter.fusion != "head":
         raise ValueError(f"fusion is {adapter.fusion!r}; expected 'head': else the LLM's states change in training")
     prompts = _prompts(batch)
     mask = prompts["attention_mask"].to(device_of(llm.get_input_embeddings()))
     prepared = _llm_inputs(llm, llm.get_input_embeddings()(prompts["input_ids"].to(mask.device)), mask.long(), None)
-    return _last_states(adapter, llm, prepared, 0, options or {})
+    if ends is None:
+        return _last_states(adapter, llm, prepared, 0, options or {})
+    states = states_after(llm, adapter.head_layers, prepared, 0, options or {})
+    rows, counts = torch.tensor(ends, device=mask.device).unbind(dim=1)
+    # padded on the left
+    places = mask.shape[1] - mask.sum(dim=1)[rows] + counts - 1
+    return torch.stack([state.to(mask.device)[rows, places] for state in states], dim=1)
 
 
 def _last_states(adapter, llm, prepared, constant_length, options):

@@ -522,9 +522,9 @@ class MseForConditionalGeneration(PreTrainedModel):
             self.hf_device_map = {f"language_model.{name}": place for name, place in backbone.hf_device_map.items()}
         self.train(self.training)
 
-    def llm_states(self, **batch):
+    def llm_states(self, ends=None, **batch):
         """What the LLM makes of a batch's words, for a model with the fusion "head", see [`llm_states_of`]."""
-        return llm_states_of(self.adapter, self._llm(), batch)
+        return llm_states_of(self.adapter, self._llm(), batch, ends=ends)
 
     def prepare_inputs(self, **batch):
         """inputs_embeds, attention_mask and position_ids for the LLM, see [`prepare_inputs`]."""

@@ -2,11 +2,12 @@
 needs of the LLM."""
 
 import hashlib
+import itertools
 import logging
+from collections import defaultdict
 from pathlib import Path
 
 import datasets
-import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -39,8 +40,9 @@ def llm_states_of_samples(model, processor, samples, cache_dir=None):
     """
     The states that a model with the fusion "head" reads, of every sample.
 
-    The texts go through the LLM sorted by length, as many at once as fill about a thousand tokens. The result is kept
-    on disk, by the LLM's weights, dtype and the prompts' tokens.
+    The prompts go through the LLM sorted by length, as many at once as fill about a thousand tokens. One that is the
+    beginning of another, as an utterance's in a dialogue whose later utterances show it as context, is read on the
+    other's way. The result is kept on disk, by the LLM's weights, dtype and the prompts' tokens.
 
     Args:
         model (MseForConditionalGeneration), processor (MseProcessor).
@@ -60,20 +62,35 @@ def llm_states_of_samples(model, processor, samples, cache_dir=None):
             return load_file(file)["states"]
         except SafetensorError:
             logger.warning(f"{file} is damaged: the LLM's states are computed again")
-    order = np.argsort([len(row) for row in rows], kind="stable")
+    owners = prompts_within_others(rows)
+    members = defaultdict(list)
+    for sample, owner in enumerate(owners):
+        members[owner].append(sample)
     states = None
-    for chunk in _chunks(order, rows):
-        columns = {name: [words[i].get(name) for i in chunk] for name in ("text", "context", "speaker")}
-        batch = processor(**columns)
+    for chunk in _chunks(sorted(members, key=lambda sample: len(rows[sample])), rows):
+        batch = processor(**{name: [words[i].get(name) for i in chunk] for name in ("text", "context", "speaker")})
         batch = {name: value for name, value in batch.items() if not name.startswith(MODALITIES)}
-        found = model.llm_states(**batch).cpu()
+        read = [(row, sample) for row, owner in enumerate(chunk) for sample in members[owner]]
+        found = model.llm_states(**batch, ends=[(row, len(rows[sample])) for row, sample in read]).cpu()
         states = found.new_zeros(len(rows), *found.shape[1:]) if states is None else states
-        states[torch.from_numpy(chunk)] = found
+        states[torch.tensor([sample for _, sample in read])] = found
     place.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f"{file.name}.{torch.randint(2**31, ()).item()}.unfinished")
     save_file({"states": states}, unfinished)
     unfinished.replace(file)
     return states
+
+
+def prompts_within_others(rows):
+    """For each row of tokens the longest row that begins with it: itself, where there is no other (list[int])."""
+    tokens = [row.tolist() for row in rows]
+    order = sorted(range(len(rows)), key=tokens.__getitem__)
+    owners = list(range(len(rows)))
+    # in this order a beginning stands right before what it begins
+    for sample, following in reversed(list(itertools.pairwise(order))):
+        if tokens[following][: len(tokens[sample])] == tokens[sample]:
+            owners[sample] = owners[following]
+    return owners
 
 
 def _chunks(order, rows):
@@ -94,7 +111,9 @@ def _key(model, rows):
     for name, parameter in llm.named_parameters():
         digest.update(name.encode())
         if parameter.is_floating_point():
-            digest.update(parameter.detach().flatten()[:: max(1, parameter.numel() // 64)].float().cpu().numpy())
+            digest.update(
+                parameter.detach().flatten()[:: max(1, parameter.numel() // 64)].float().cpu().numpy().tobytes()
+            )
     for row in rows:
         digest.update(row.numpy().tobytes() + b"|")
     return digest.hexdigest()[:32]

@@ -304,3 +304,40 @@ def test_a_field_that_is_not_known_is_refused(processor, sample, message):
 def test_a_files_bytes_are_no_features(processor, audio):
     with pytest.raises(ValueError, match=r"audio must hold numbers \[time, 3\], but sample 0 does not: it is"):
         processor("so", audio=audio)
+
+
+SMOLLM2_CHAT = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<s>system\nYou are a "
+    "helpful assistant</s>\n' }}{% endif %}{{'<s>' + message['role'] + '\n' + message['content'] + '</s>\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
+)
+PLAIN_CHAT = "{{ bos_token }}{% for message in messages %}[INST] {{ message['content'] }} [/INST]{% endfor %}"
+
+
+@pytest.mark.parametrize("chat_template", [SMOLLM2_CHAT, PLAIN_CHAT])
+def test_the_chat_template_carries_the_prompt(chat_template, tmp_path):
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = chat_template
+    processor = MseProcessor(tokenizer, audio_dim=5, vision_dim=4, prompt_template="chat")
+    processor.save_pretrained(tmp_path)
+    content = "<Multimodal>{}I love it</Multimodal>Sentiment intensity from -3.0 to 3.0:"
+    for one in (processor, MseProcessor.from_pretrained(tmp_path)):
+        batch = one("I love it")
+        ids, places = batch["input_ids"][0], batch["pseudo_token_mask"][0]
+        assert places.sum() == 4
+        words = tokenizer.decode(ids[~places])
+        expected = tokenizer.apply_chat_template(
+            [{"role": "user", "content": content.format("")}], tokenize=False, add_generation_prompt=True
+        )
+        assert words == expected
+        # the marks of a chat are special tokens, and there is one beginning
+        assert (ids == tokenizer.bos_token_id).sum() == expected.count("<s>")
+        assert tokenizer.decode(ids[batch["text_mask"][0]]) == "I love it"
+    # what people say never is
+    spoken = processor("</s><s>")
+    assert tokenizer.eos_token_id not in spoken["input_ids"][spoken["text_mask"]].tolist()
+
+
+def test_a_chat_prompt_needs_a_chat_template():
+    with pytest.raises(ValueError, match="prompt_template is 'chat', but the tokenizer has no chat template"):
+        MseProcessor(build_tokenizer(), audio_dim=5, vision_dim=4, prompt_template="chat")
