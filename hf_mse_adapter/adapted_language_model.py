@@ -338,8 +338,7 @@ def _head_on_lower_layers(adapter, llm, inputs, states, options):
     options = {name: value for name, value in options.items() if value is not None}
     if adapter.fusion == "head":
         states = llm_states_of(adapter, llm, prompts, options) if states is None else states
-        names = signature(_embedded).parameters
-        fields = {name: prompts.get(name) for name in names if name not in ("adapter", "llm")}
+        fields = {name: prompts.get(name) for name in (*BATCH_FIELDS, "labels")}
         _, mask, _, pseudo_tokens = _embedded(adapter, llm, **fields)
         if states.shape[:2] != (len(mask), len(adapter.head_layers)):
             expected = f"[{len(mask)}, {len(adapter.head_layers)}, hidden_size]"
@@ -373,8 +372,10 @@ def llm_states_of(adapter, llm, batch, options=None, ends=None):
     if adapter.fusion != "head":
         raise ValueError(f"fusion is {adapter.fusion!r}; expected 'head': else the LLM's states change in training")
     prompts = _prompts(batch)
-    mask = prompts["attention_mask"].to(device_of(llm.get_input_embeddings()))
-    prepared = _llm_inputs(llm, llm.get_input_embeddings()(prompts["input_ids"].to(mask.device)), mask.long(), None)
+    embedding = llm.get_input_embeddings()
+    mask = prompts["attention_mask"].to(device_of(embedding)).long()
+    ids = _known_ids(prompts["input_ids"].to(mask.device), embedding.num_embeddings, mask, None)
+    prepared = _llm_inputs(llm, embedding(ids), mask, None)
     if ends is None:
         return _last_states(adapter, llm, prepared, 0, options or {})
     states = states_after(llm, adapter.head_layers, prepared, 0, options or {})

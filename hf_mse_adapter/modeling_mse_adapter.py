@@ -30,8 +30,8 @@ from .adapted_language_model import (
     require_head_layers,
     train_only_adapter,
 )
-from .checksums import forget_checksums, require_saved_weights
 from .backbone_likeness import require_likeness
+from .checksums import forget_checksums, require_saved_weights
 from .configuration_mse_adapter import MseAdapterConfig, MseConfig
 
 PEFT_CONTAINER = "mse_adapter_modules"

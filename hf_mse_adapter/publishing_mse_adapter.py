@@ -12,8 +12,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .adapted_language_model import is_remote_code
-from .checksums import write_checksums
 from .backbone_likeness import likeness_of
+from .checksums import write_checksums
 from .modeling_mse_adapter import MseForConditionalGeneration
 from .pipeline_multimodal_sentiment import MultimodalSentimentPipeline
 from .processing_mse_adapter import MODALITIES
