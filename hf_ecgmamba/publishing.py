@@ -75,7 +75,8 @@ def save_for_hub(
         `Path` of the folder.
 
     Raises:
-        ValueError: if the feature extractor does not fit the model, or metrics come without a data set.
+        ValueError: if the feature extractor does not fit the model, a metric is no number, or metrics come without a
+            data set.
     """
     folder = Path(folder)
     for field in ("leads", "sampling_rate"):
@@ -84,6 +85,7 @@ def save_for_hub(
             raise ValueError(
                 f"feature_extractor.{field} is {came!r}; expected {expected!r}, as the model's config has it"
             )
+    metrics = {metric: as_number(metric, value) for metric, value in (metrics or {}).items()}
     if metrics and dataset is None:
         raise ValueError("dataset is None; expected the name of what the metrics were measured on")
 
@@ -145,6 +147,16 @@ def drawn_up_ecg(leads, sampling_rate, seconds=10.0):
     beat = sum(height * np.exp(-(((phase - at) / width) ** 2) / 2) for at, width, height in waves)
     sizes = {"I": 0.6, "II": 1.0, "III": 0.4, "aVR": -0.8, "aVL": 0.1, "aVF": 0.7}
     return np.stack([sizes.get(lead, 0.5 + 0.1 * index) * beat for index, lead in enumerate(leads)])
+
+
+def as_number(metric, value):
+    """A metric as the card's YAML writes it: numpy's and torch's numbers are Python's."""
+    number = value
+    if hasattr(value, "item") and np.size(value) == 1:
+        number = value.item()
+    if not isinstance(number, (int, float)) or isinstance(number, bool):
+        raise ValueError(f"metrics: {metric} is {value!r}; expected a number")
+    return number
 
 
 def model_card(config, name, description, dataset, metrics, license):

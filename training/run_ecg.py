@@ -15,6 +15,7 @@ from pathlib import Path
 
 from scipy.special import expit
 from transformers import set_seed
+from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -41,20 +42,32 @@ from training.recipe import parse_recipe
 from training.reports import plot_training_curves, write_json
 from training.trainer import RecipeArguments
 
+logger = logging.get_logger(__name__)
+
+# what belongs to one data set alone, with its default there
+ARGUMENTS_OF = {
+    "ptbxl": {"label_set": "superdiagnostic", "source_sampling_rate": 100},
+    "folder": {"labels_table": "labels.csv"},
+    "simulated": {"num_records": 600},
+}
+
 
 @dataclass
 class DataArguments:
     dataset: str = field(default="simulated", metadata={"help": "simulated, ptbxl, cpsc2018 or folder."})
     data_dir: str | None = field(default=None, metadata={"help": "Where the data set lies (not for simulated)."})
-    label_set: str = field(
-        default="superdiagnostic",
-        metadata={"help": "PTB-XL: all, diagnostic, subdiagnostic, superdiagnostic, form or rhythm."},
+    label_set: str | None = field(
+        default=None,
+        metadata={"help": "PTB-XL: all, diagnostic, subdiagnostic, superdiagnostic (the default), form or rhythm."},
     )
-    source_sampling_rate: int = field(default=100, metadata={"help": "PTB-XL: which copy to read, 100 or 500 Hz."})
-    labels_table: str = field(
-        default="labels.csv", metadata={"help": "folder: CSV with record, labels and optionally split, patient."}
+    source_sampling_rate: int | None = field(
+        default=None, metadata={"help": "PTB-XL: which copy to read, 100 (the default) or 500 Hz."}
     )
-    num_records: int = field(default=600, metadata={"help": "simulated: how many recordings."})
+    labels_table: str | None = field(
+        default=None,
+        metadata={"help": "folder: CSV with record, labels and optionally split, patient; labels.csv by default."},
+    )
+    num_records: int | None = field(default=None, metadata={"help": "simulated: how many recordings (600)."})
     cache_dir: str | None = field(default=None, metadata={"help": "Of the tensors; datasets' own cache by default."})
     preprocessing_workers: int = field(default=1, metadata={"help": "Processes that read recordings."})
     crop_seconds: list[float] | None = field(
@@ -71,6 +84,16 @@ class DataArguments:
     def __post_init__(self):
         if self.dataset not in ("simulated", "ptbxl", "cpsc2018", "folder"):
             raise ValueError(f"dataset is {self.dataset!r}; expected simulated, ptbxl, cpsc2018 or folder")
+        for dataset, defaults in ARGUMENTS_OF.items():
+            for name, value in defaults.items():
+                if self.dataset == dataset and getattr(self, name) is None:
+                    setattr(self, name, value)
+                elif self.dataset != dataset and getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{name} is {getattr(self, name)!r}, which is for {dataset}; expected none for {self.dataset}"
+                    )
+        if self.dataset == "simulated" and self.data_dir is not None:
+            raise ValueError(f"data_dir is {self.data_dir!r}; expected none for simulated, which reads no files")
         if self.dataset != "simulated" and self.data_dir is None:
             raise ValueError(f"data_dir is missing; expected the folder that holds {self.dataset}")
         if self.crop_pooling not in ("mean", "max"):
@@ -81,7 +104,7 @@ class DataArguments:
             if not SHORTEST_SECONDS <= seconds < math.inf:
                 raise ValueError(f"crop_seconds is {seconds}; expected at least {SHORTEST_SECONDS} s")
         for name in ("num_records", "preprocessing_workers"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
 
 
@@ -224,7 +247,8 @@ def build_model(network, label_names):
 
 
 def load_pretrained(name_or_path, config):
-    """The pre-trained weights under a head for the labels of `config`, a new one where their number is another.
+    """The pre-trained weights under a head for the labels of `config`: rows of labels that the pre-trained model has
+    by the same name are its own, whatever their order; the others are new, which is said.
 
     Raises:
         ValueError: where the network that `config` describes has other weights than these.
@@ -241,7 +265,28 @@ def load_pretrained(name_or_path, config):
             f"model_name_or_path is {name_or_path}, whose weights do not fit this network ({listed}); expected a "
             "network of the same shape and leads (optional_leads may name those that recordings lack)"
         )
+    if "classifier.weight" not in loading["missing_keys"]:
+        keep_rows_by_label(model, name_or_path)
     return model
+
+
+def keep_rows_by_label(model, name_or_path):
+    """Rows of the classifier by the names of their labels, in place of their position."""
+    pretrained = EcgMambaForSequenceClassification.from_pretrained(name_or_path)
+    trained, before = pretrained.classifier, {name: row for row, name in pretrained.config.id2label.items()}
+    names = [model.config.id2label[row] for row in range(model.config.num_labels)]
+    head = torch.nn.Linear(model.classifier.in_features, len(names)).to(model.dtype)
+    pretrained._init_weights(head)
+    kept = [name for name in names if name in before and trained.in_features == head.in_features]
+    with torch.no_grad():
+        for name in kept:
+            head.weight[names.index(name)] = trained.weight[before[name]]
+            head.bias[names.index(name)] = trained.bias[before[name]]
+    model.classifier = head
+    new, gone = [name for name in names if name not in kept], [name for name in before if name not in names]
+    for what, labels in (("new, untrained", new), ("left out", gone)):
+        if labels:
+            logger.warning(f"labels of {name_or_path}, {what} in the classifier: {', '.join(labels)}")
 
 
 def build_trainer(model, feature_extractor, splits, data, augmentation, training):

@@ -245,7 +245,7 @@ def test_what_recordings_leave_open_can_be_given(model, bare, tmp_path):
     main(flags(model, bare, tmp_path / "scores", "--num_workers", "0"))
     assert failures(tmp_path / "scores")["patient.csv"].startswith("patient does not state its sampling rate")
     leads = [*EcgMambaConfig().leads, "V7"]
-    given = ("--sampling_rate", "50", "--units", "uV", "--num_workers", "0", "--leads", *leads)
+    given = ("--sampling_rate", "50", "--units", "uV", "--num_workers", "0", "--on_doubt", "note", "--leads", *leads)
     main(flags(model, bare, tmp_path / "scores", *given))
     row = table(tmp_path / "scores").iloc[0]
     assert row.seconds == 60 and failures(tmp_path / "scores") == {}
@@ -256,7 +256,7 @@ def test_what_recordings_leave_open_can_be_given(model, bare, tmp_path):
     stated = {"sampling_rate": 50.0, "units": "uV", "leads": leads}
     rows = [{"path": path, **stated}, {"path": path, "sampling_rate": 25.0}, {"path": path, "sampling_rate": None}]
     datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "dataset")
-    given = ("--num_workers", "0", "--units", "uV", "--leads", *leads)
+    given = ("--num_workers", "0", "--on_doubt", "note", "--units", "uV", "--leads", *leads)
     main(flags(model, tmp_path / "dataset", tmp_path / "of_rows", *given))
     rows = table(tmp_path / "of_rows")
     assert list(rows.seconds) == [60, 120]

@@ -7,6 +7,7 @@ epochs neither filter nor resample again, and as the cache is memory-mapped it m
 
 import hashlib
 import inspect
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,9 +91,36 @@ def assign_splits(names, labels, groups=None):
     return [split_of[group] for group in groups]
 
 
+# how tables write what is not known, which is no label and not the lack of one
+_UNKNOWN = ("nan", "na", "n/a", "<na>", "nat", "none", "null", "?", "-")
+
+
 def split_labels(text):
-    """The label names in a cell of a table, between commas, semicolons or bars, each once and in order."""
-    return tuple(sorted({name.strip() for name in re.split("[,;|]", text)} - {""}))
+    """
+    The label names in a cell of a table, each once and in order: between commas, semicolons or bars, or a list as
+    Python, pandas, numpy and JSON write it, such as "['AFIB', 'LBBB']", whose quoted names may hold commas.
+
+    Raises:
+        ValueError: for a cell that says that its labels are unknown ("nan", "?"), or a list without an end.
+    """
+    text = text.strip()
+    brackets = {"[": "]", "(": ")", "{": "}"}
+    if text[:1] in brackets and text[-1:] != brackets[text[0]]:
+        raise ValueError(f"{text!r} is a list without an end; expected label names")
+    if text[:1] in brackets:
+        quoted = re.findall(r"'([^']*)'|\"([^\"]*)\"", text[1:-1])
+        names = {one or other for one, other in quoted} if quoted else set(re.split(r"[,;|]", text[1:-1]))
+    else:
+        names = set(re.split("[,;|]", text))
+    names = {name.strip().strip("'\"").strip() for name in names} - {""}
+    if unknown := sorted(name for name in names if name.lower() in _UNKNOWN):
+        raise ValueError(f"labels are {unknown[0]!r}, unknown; expected names, or nothing for none of them")
+    return tuple(sorted(names))
+
+
+def is_unknown(text):
+    """Whether a cell says nothing, or that nothing is known."""
+    return text.strip().lower() in ("", *_UNKNOWN, "unknown")
 
 
 def load_splits(collection, feature_extractor, cache_dir=None, num_proc=None):
@@ -103,8 +131,8 @@ def load_splits(collection, feature_extractor, cache_dir=None, num_proc=None):
     normalisation is left to the crops, as it is a matter of the window), `num_samples` (time), `lead_mask` bool
     [leads], `labels` float32 [labels] (1 where the recording has the label).
 
-    The cache is found again as long as the records, the feature extractor's settings and the code that reads files
-    are the same; it does not notice a changed signal file.
+    The cache is found again as long as the records, their files' sizes and times of change, the feature extractor's
+    settings and the code that reads files are the same.
 
     Raises:
         ValueError: when a recording cannot be read; the message names it.
@@ -132,6 +160,7 @@ def _cached(records, split, label_names, feature_extractor, cache_dir, num_proc)
         "extractor_class": type(feature_extractor),
         "extractor_settings": {**feature_extractor.to_dict(), "normalization": "none"},
         "code": _code_of(feature_extractor),
+        "files": _state_of_files(records),
     }
     num_proc = None if num_proc is None else min(num_proc, len(records))
     try:
@@ -148,7 +177,7 @@ def _cached(records, split, label_names, feature_extractor, cache_dir, num_proc)
     return dataset.with_format("numpy")
 
 
-def _examples(records, label_names, extractor_class, extractor_settings, code):
+def _examples(records, label_names, extractor_class, extractor_settings, code, files):
     feature_extractor = extractor_class.from_dict(dict(extractor_settings))
     for record in records:
         source = record.source() if callable(record.source) else record.source
@@ -164,6 +193,41 @@ def _examples(records, label_names, extractor_class, extractor_settings, code):
             "lead_mask": np.asarray(features["lead_mask"][0], dtype=bool),
             "labels": np.isin(label_names, record.labels).astype(np.float32),
         }
+
+
+def _state_of_files(records):
+    """A hash of size and time of change of the files that records are read from: each source's own, those beside it
+    under the same stem, and those that a WFDB header names."""
+    digest, folders = hashlib.sha256(), {}
+    for record in records:
+        if not isinstance(record.source, (str, Path)):
+            continue
+        path = Path(record.source)
+        if path.parent not in folders:
+            folders[path.parent] = _files_by_stem(path.parent)
+        of_stem = folders[path.parent]
+        stems = [path.stem, path.name]
+        if path.suffix.lower() == ".hea" and path.is_file():
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            named = [line.split()[0] for line in lines[1:] if line.strip() and not line.startswith("#")]
+            stems += [stem for name in dict.fromkeys(named) for stem in (name, name.rpartition(".")[0])]
+        for stem in dict.fromkeys(stems):
+            digest.update(repr((str(path), of_stem.get(stem))).encode())
+    return digest.hexdigest()
+
+
+def _files_by_stem(folder):
+    """(name, size, time of change in ns) of a folder's files, by their names without ending."""
+    by_stem = {}
+    if folder.is_dir():
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.is_file():
+                    state = entry.stat()
+                    by_stem.setdefault(Path(entry.name).stem, []).append(
+                        (entry.name, state.st_size, state.st_mtime_ns)
+                    )
+    return by_stem
 
 
 def _code_of(feature_extractor):

@@ -1,10 +1,14 @@
 """Any folder of recordings with a table of labels."""
 
+import os
 from pathlib import Path
 
 import pandas as pd
+from transformers.utils import logging
 
-from training.data.ecg_records import SPLITS, EcgCollection, EcgRecord, assign_splits, split_labels
+from training.data.ecg_records import SPLITS, EcgCollection, EcgRecord, assign_splits, is_unknown, split_labels
+
+logger = logging.get_logger(__name__)
 
 
 def load_record_folder(folder, table="labels.csv"):
@@ -14,11 +18,13 @@ def load_record_folder(folder, table="labels.csv"):
         table: a CSV, absolute or relative to `folder`, with the columns `record` (a path relative to `folder`, with
             or without its extension) and `labels` (names between commas, semicolons or bars; empty: none of them),
             and optionally `split` (train, validation or test; for every record) and `patient`, whose recordings then
-            stay together when the splits are drawn here.
+            stay together when the splits are drawn here; records of unknown patients are each by themselves. Labels
+            may be lists as pandas writes them.
 
     Raises:
         OSError: when the table or a recording is missing.
-        ValueError: when a column is missing, a split unknown, or a name fits several files.
+        ValueError: when a column is missing, a split or labels unknown, a name fits several files, or one file is
+            listed twice.
     """
     folder = Path(folder)
     table = folder / table
@@ -26,20 +32,68 @@ def load_record_folder(folder, table="labels.csv"):
     missing = {"record", "labels"} - set(rows.columns)
     if missing:
         raise ValueError(f"{table} has the columns {list(rows.columns)}; expected {sorted(missing)} as well")
-    names, labels = list(rows.record), [split_labels(cell) for cell in rows.labels]
+    names = [name.strip() for name in rows.record]
+    labels = [_labels_of(name, cell, table) for name, cell in zip(names, rows.labels, strict=True)]
+    _refuse_torn_labels(names, list(rows.labels), table)
+    paths = [find_recording(folder, name) for name in names]
+    _refuse_one_file_twice(names, paths)
     if "split" in rows:
         splits = list(rows.split)
         if unknown := sorted(set(splits) - set(SPLITS)):
             raise ValueError(f"{table} names the splits {unknown}; expected {SPLITS}")
     else:
-        splits = assign_splits(names, labels, rows.patient if "patient" in rows else None)
+        splits = assign_splits(names, labels, _patients(names, rows.patient) if "patient" in rows else None)
     return EcgCollection(
         tuple(sorted({label for own in labels for label in own})),
         tuple(
-            EcgRecord(name, str(find_recording(folder, name)), own, split)
-            for name, own, split in zip(names, labels, splits, strict=True)
+            EcgRecord(name, str(path), own, split)
+            for name, path, own, split in zip(names, paths, labels, splits, strict=True)
         ),
     )
+
+
+def _labels_of(name, cell, table):
+    try:
+        return split_labels(cell)
+    except ValueError as error:
+        raise ValueError(f"{table}, record {name!r}: {error}") from error
+
+
+def _refuse_torn_labels(names, cells, table):
+    """ValueError for "MI, anterior" where neither "MI" nor "anterior" occurs without the other: one label, most
+    likely, that its comma would tear."""
+    whole = {cell.strip() for cell in cells}
+    for name, cell in zip(names, cells, strict=True):
+        cell = cell.strip()
+        if ", " not in cell or any(mark in cell for mark in "[({;|"):
+            continue
+        parts = {part.strip() for part in cell.split(",")}
+        if not any(parts & set(split_labels(other)) for other in whole - {cell}):
+            raise ValueError(
+                f"{table}, record {name!r}: {cell!r} may be one label or several, which occur only together; expected "
+                f"a list, [{cell!r}] for one, or {'; '.join(sorted(parts))} for several"
+            )
+
+
+def _refuse_one_file_twice(names, paths):
+    seen = {}
+    for name, path in zip(names, paths, strict=True):
+        file = os.path.realpath(path)
+        stem = os.path.splitext(file)[0]
+        record = stem if os.path.isfile(f"{stem}.hea") else file  # a header and its signal file are one recording
+        if seen.setdefault(record, name) != name:
+            raise ValueError(f"{seen[record]!r} and {name!r} are the same recording, {path}; expected each once")
+
+
+def _patients(names, patients):
+    """The group of each record: its patient, or, where that is unknown, itself."""
+    unknown = sum(map(is_unknown, patients))
+    if unknown:
+        logger.warning(f"patient of {unknown} of {len(names)} records unknown: each is taken for one of its own")
+    return [
+        f"record {name}" if is_unknown(patient) else f"patient {patient.strip()}"
+        for name, patient in zip(names, patients, strict=True)
+    ]
 
 
 def find_recording(folder, name):
