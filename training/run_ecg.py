@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from scipy.special import expit
 from transformers import set_seed
 from transformers.utils import logging
