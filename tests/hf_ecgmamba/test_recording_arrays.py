@@ -6,7 +6,7 @@ import torch
 
 from hf_ecgmamba.recording import open_recording, read_recording
 from hf_ecgmamba.recording_channels import STANDARD_LEADS, Recording
-from tests.hf_ecgmamba.signals import waves
+from tests.hf_ecgmamba.signals import heart, waves
 
 
 def test_numpy_files(tmp_path):
@@ -117,3 +117,43 @@ def test_infinite_samples_are_an_error_that_says_where():
     signal[6, 150] = np.inf
     with pytest.raises(ValueError, match=r"lead V1 holds an infinite value at 1\.500 s"):
         read_recording({"array": signal, "sampling_rate": 100, "units": "mV"})
+
+
+def test_arrays_beside_the_signal_state_rate_units_gain_and_baseline(tmp_path):
+    import h5py
+    from scipy.io import savemat
+
+    pair = heart(500)[[1, 6]]
+    np.savez(tmp_path / "a.npz", signal=pair * [[1000], [1]], Fs=100, sig_name=["II", "V1"], units=["uV", "mV"])
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["ecg"] = pair * [[1000], [1]]
+        file["ecg"].attrs.update(leads=["II", "V1"], units=["uV", "mV"])
+        file["fs"] = 100
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        file["ecg"] = np.round(pair * [[50], [200]] + [[512], [0]]).astype("i2")
+        file["ecg"].attrs.update(fs=100, leads=["II", "V1"], gain=[50.0, 200.0], baseline=[512, 0])
+    savemat(tmp_path / "d.mat", {"ECG": {"data": pair, "fs": 100, "leads": ["II", "V1"]}})
+    for name, tolerance in (("a.npz", 1e-6), ("b.h5", 1e-6), ("c.h5", 0.011), ("d.mat", 1e-6)):
+        recording = read_recording(tmp_path / name)
+        assert (recording.leads, recording.sampling_rate) == (("II", "V1"), 100), name
+        np.testing.assert_allclose(recording.signal, pair, atol=tolerance, err_msg=name)
+        with pytest.raises(ValueError, match="sampling_rate is 250, but it states 100 Hz"):
+            read_recording(tmp_path / name, sampling_rate=250)
+    with h5py.File(tmp_path / "c.h5", "a") as file:
+        del file["ecg"].attrs["gain"]
+    with pytest.raises(ValueError, match="states no unit, and its values are whole numbers"):
+        read_recording(tmp_path / "c.h5")
+    np.savez(tmp_path / "e.npz", signal=pair, fs=100, leads=["II", "V1"], units=["uV", "mV", "mV"])
+    with pytest.raises(ValueError, match="states 3 units for 2 channels"):
+        read_recording(tmp_path / "e.npz")
+
+
+def test_damaged_matlab_files_give_one_line(tmp_path):
+    from scipy.io import savemat
+
+    savemat(tmp_path / "a.mat", {"ECG": {"data": heart(500)}}, do_compression=True)
+    content = (tmp_path / "a.mat").read_bytes()
+    for damaged in (b"", content[:50], content[:200], content[:400] + bytes(200) + content[600:]):
+        (tmp_path / "b.mat").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"b\.mat: not a MATLAB file"):
+            read_recording(tmp_path / "b.mat")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from hf_ecgmamba.recording import open_recording, read_recording
-from hf_ecgmamba.recording_channels import lead_name
-from tests.hf_ecgmamba.signals import waves
+from hf_ecgmamba.recording_channels import STANDARD_LEADS, Recording, lead_name
+from tests.hf_ecgmamba.signals import heart, waves
 
 
 @pytest.mark.parametrize(
@@ -107,3 +107,127 @@ def test_the_file_is_not_contradicted(ecg):
 def test_sampling_rate_is_a_number_above_zero(rate):
     with pytest.raises(ValueError, match=r"sampling_rate is .* expected a number of Hz above 0"):
         open_recording(waves(12, 300), sampling_rate=rate)
+
+
+# -- names, units and rates that contradict, or say nothing -----------------------------------------------------------
+
+
+def frame(leads=STANDARD_LEADS):
+    pandas = pytest.importorskip("pandas", reason="pandas is absent")
+    return pandas.DataFrame(heart(500)[[STANDARD_LEADS.index(lead) for lead in leads]].T, columns=list(leads))
+
+
+def test_columns_are_read_by_their_names_in_any_order():
+    table = frame()
+    for columns in (STANDARD_LEADS, STANDARD_LEADS[::-1], ("V5", "II", "aVR")):
+        recording = read_recording(table[list(columns)], sampling_rate=100)
+        assert recording.leads == tuple(columns)
+        expected = heart(500)[[STANDARD_LEADS.index(lead) for lead in columns]]
+        np.testing.assert_allclose(recording.signal, expected, atol=1e-6)
+    assert read_recording(table["V3"], sampling_rate=100).leads == ("V3",)
+    recording = read_recording({"array": table[["V6", "I"]], "sampling_rate": 100})
+    assert recording.leads == ("V6", "I")
+    with pytest.raises(ValueError, match="'a', 'b', no lead's name: give leads="):
+        read_recording(table[["I", "II"]].rename(columns={"I": "a", "II": "b"}), sampling_rate=100)
+
+
+@pytest.mark.parametrize("kind", ["seconds", "milliseconds", "timedelta index", "datetime index", "datetime column"])
+def test_a_tables_time_gives_its_rate_and_its_holes(kind):
+    import pandas as pd
+
+    table, seconds = frame(("I", "II")), np.arange(500) / 250
+    if kind == "seconds":
+        table.insert(0, "time", seconds)
+    elif kind == "milliseconds":
+        table.insert(1, "t (ms)", seconds * 1000)
+    elif kind == "timedelta index":
+        table.index = pd.to_timedelta(seconds, unit="s")
+    elif kind == "datetime index":
+        table.index = pd.to_datetime("2024-05-01") + pd.to_timedelta(seconds, unit="s")
+    else:
+        table["time"] = pd.to_datetime("2024-05-01") + pd.to_timedelta(seconds, unit="s")
+    recording = read_recording(table)
+    assert recording.sampling_rate == 250 and recording.leads == ("I", "II")
+    with pytest.raises(ValueError, match="sampling_rate is 500, but it states 250 Hz"):
+        read_recording(table, sampling_rate=500)
+    cut = read_recording(pd.concat([table.iloc[:100], table.iloc[300:]]), sampling_rate=250)
+    assert cut.signal.shape == (2, 500) and any("200 samples missing" in note for note in cut.notes)
+    assert np.isnan(cut.signal[:, 100:300]).all() and not np.isnan(cut.signal[:, 300:]).any()
+    np.testing.assert_array_equal(cut.signal[:, 300:], recording.signal[:, 300:])
+
+
+@pytest.mark.parametrize(("rate", "decimals"), [(360, 3), (500, 3), (1000, 3), (128, 3), (257, 4), (62.5, 2)])
+def test_rounded_times_give_the_rate_and_no_holes(rate, decimals):
+    table = frame(("I", "II"))
+    table["time"] = np.round(np.arange(len(table)) / rate, decimals)
+    recording = read_recording(table)
+    assert recording.sampling_rate == pytest.approx(rate, rel=5e-3) and recording.signal.shape == (2, len(table))
+    table["time"] = table["time"][::-1].to_numpy()
+    with pytest.raises(ValueError, match="'time' does not run forwards"):
+        read_recording(table)
+
+
+def test_each_lead_has_its_own_unit_and_one_without_is_judged_alone():
+    pair = heart(500)[[1, 6]]
+    source = {"array": pair * [[1000], [1]], "sampling_rate": 100, "units": ["uV", "mV"], "leads": ["II", "V1"]}
+    recording = read_recording(source)
+    np.testing.assert_allclose(recording.signal, pair, atol=1e-6)
+    table = frame(("II", "V1")).rename(columns={"II": "II (mV)"})
+    np.testing.assert_allclose(read_recording(table, sampling_rate=100).signal, pair, atol=1e-6)
+    table["V1"] *= 1000
+    with pytest.raises(ValueError, match="states no unit for V1, and a spread of"):
+        read_recording(table, sampling_rate=100)
+
+
+def test_names_that_programs_give_are_asked_for():
+    table = frame()
+    table.columns = [f"V{k}" for k in range(1, 13)]
+    with pytest.raises(ValueError, match="V1 to V12, as R names columns that have no name; give leads="):
+        open_recording(table, sampling_rate=100)
+    assert open_recording(table, sampling_rate=100, leads=list(STANDARD_LEADS)).leads == STANDARD_LEADS
+    chest = open_recording(frame(STANDARD_LEADS[6:]), sampling_rate=100)
+    assert chest.leads == STANDARD_LEADS[6:] and "taken for chest leads" in chest.notes[0]
+    table.columns = range(12)
+    assert open_recording(table, sampling_rate=100).leads == STANDARD_LEADS
+    with pytest.raises(ValueError, match="3 channels without a name"):
+        open_recording(table[[0, 1, 2]].set_axis(range(3), axis=1), sampling_rate=100)
+
+
+@pytest.mark.parametrize("given", [{"units": "uV"}, {"sampling_rate": 250}, {"leads": ["V1", "V2"]}, {"leads": ["I"]}])
+def test_nobody_contradicts_a_recording_or_a_dict(given):
+    pair = heart(500)[:2].astype("float32")
+    mine = Recording(pair, ("I", "II"), 100.0)
+    stated = {"array": pair, "sampling_rate": 100, "units": "mV", "leads": ["I", "II"]}
+    for source in (mine, open_recording(mine), stated):
+        with pytest.raises(ValueError, match=f"{next(iter(given))} is .*, but it states"):
+            open_recording(source, **given)
+        agreeing = open_recording(source, sampling_rate=100.0, units="mV", leads=["ECG I", "ii"])
+        assert agreeing.leads == ("I", "II") and agreeing.sampling_rate == 100
+    with pytest.raises(ValueError, match="units is 'uV', but it states mV"):
+        read_recording(mine, units="uV")
+
+
+def test_units_may_be_a_number_in_words():
+    pair = heart(500)[:2]
+    np.testing.assert_allclose(
+        read_recording(pair * 1000, sampling_rate=100, leads=["I", "II"], units="0.001").signal, pair, atol=1e-6
+    )
+
+
+def test_what_is_masked_or_marked_is_missing():
+    signal = np.ma.masked_array(heart(500), mask=False)
+    signal.data[1, 30:40], signal.mask[1, 30:40] = 99, True
+    read = read_recording(signal, sampling_rate=100).signal
+    assert np.isnan(read[1, 30:40]).all() and np.isnan(read).sum() == 10
+    for kind, marker in ((np.int16, -(2**15)), (np.int32, -(2**31)), (np.int32, -(2**15))):
+        counts = np.round(1000 * heart(500)).astype(kind)
+        counts[2, 5:9] = marker
+        read = read_recording(counts, sampling_rate=100, units="uV").signal
+        assert np.isnan(read[2, 5:9]).all() and np.isnan(read).sum() == 4
+        np.testing.assert_allclose(read[0], counts[0] / 1000, atol=1e-6)
+
+
+def test_an_open_file_is_told_apart(tmp_path):
+    (tmp_path / "a.csv").write_text("I,II\n0.1,0.2\n")
+    with open(tmp_path / "a.csv") as file, pytest.raises(ValueError, match="is an open file; expected its path"):
+        open_recording(file, sampling_rate=100)

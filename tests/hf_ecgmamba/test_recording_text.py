@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hf_ecgmamba.recording import open_recording, read_recording
-from tests.hf_ecgmamba.signals import waves
+from tests.hf_ecgmamba.signals import heart, waves
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,45 @@ def test_missing_cells_are_missing_samples_and_words_are_an_error(tmp_path):
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(ValueError, match=r"empty\.csv holds no numbers"):
         open_recording(tmp_path / "empty.csv", sampling_rate=100)
+
+
+def write_csv(path, rows, head=None, separator=",", encoding="utf-8"):
+    lines = [separator.join(f"{value:.5f}" for value in row) for row in rows]
+    path.write_text("\n".join([head, *lines] if head else lines) + "\n", encoding=encoding)
+    return path
+
+
+def test_what_programs_write_above_columns(tmp_path):
+    signal = heart(300)
+    numbered = write_csv(tmp_path / "pandas.csv", signal.T, ",".join(map(str, range(12))))
+    assert read_recording(numbered, sampling_rate=100).signal.shape == (12, 300)
+    with pytest.raises(ValueError, match="as R names columns that have no name"):
+        read_recording(
+            write_csv(tmp_path / "r.csv", signal.T, ",".join(f'"V{k}"' for k in range(1, 13))), sampling_rate=100
+        )
+    for encoding in ("utf-8-sig", "utf-16", "latin-1"):
+        path = write_csv(tmp_path / "excel.csv", 1000 * signal[:2].T, "I (\u00b5V),II (\u00b5V)", encoding=encoding)
+        recording = read_recording(path, sampling_rate=100)
+        assert recording.leads == ("I", "II")
+        np.testing.assert_allclose(recording.signal, signal[:2], atol=1e-5)
+
+
+def test_a_column_of_time_gives_the_rate_and_its_holes(tmp_path):
+    rows = np.column_stack([np.arange(300) / 250, heart(300)[1]])
+    path = write_csv(tmp_path / "a.csv", rows, "time,II")
+    assert read_recording(path).sampling_rate == 250
+    with pytest.raises(ValueError, match="sampling_rate is 500, but it states 250 Hz"):
+        read_recording(path, sampling_rate=500)
+    cut = read_recording(write_csv(tmp_path / "b.csv", np.delete(rows, np.s_[100:200], 0), "time,II"))
+    assert cut.signal.shape == (1, 300) and np.isnan(cut.signal[0, 100:200]).all()
+    assert not np.isnan(cut.signal[0, 200:]).any()
+
+
+def test_counts_need_their_unit_and_mark_what_is_missing(tmp_path):
+    (tmp_path / "counts.csv").write_text(
+        "II\n" + "\n".join(f"{31 * value:.0f}" for value in heart(300)[1]) + "\n-32768\n"
+    )
+    with pytest.raises(ValueError, match="its values are whole numbers"):
+        read_recording(tmp_path / "counts.csv", sampling_rate=100)
+    signal = read_recording(tmp_path / "counts.csv", sampling_rate=100, units=1 / 31).signal
+    assert np.isnan(signal[0, -1]) and np.isnan(signal).sum() == 1

@@ -2,6 +2,7 @@
 
 import pytest
 
+from training.data.ecg_records import split_labels
 from training.data.record_folder import load_record_folder
 
 
@@ -46,3 +47,49 @@ def test_bad_input_is_named(tmp_path):
         load_record_folder(write(tmp_path, "record,labels\na,AF\n", "a.csv"))
     with pytest.raises(ValueError, match="'b' occurs twice"):
         load_record_folder(write(tmp_path, "record,labels\nb,AF\nb,AF\n", "b.npy"))
+
+
+@pytest.mark.parametrize(
+    ("cell", "labels"),
+    [
+        ("['AFIB', 'LBBB']", ("AFIB", "LBBB")),
+        ("['AFIB' 'LBBB']", ("AFIB", "LBBB")),
+        ('["AFIB","MI, anterior"]', ("AFIB", "MI, anterior")),
+        ("('AFIB',)", ("AFIB",)),
+        ("{'NORM'}", ("NORM",)),
+        ("[AFIB, LBBB]", ("AFIB", "LBBB")),
+        ("[]", ()),
+        ("AFIB; LBBB", ("AFIB", "LBBB")),
+    ],
+)
+def test_labels_as_programs_write_them(cell, labels):
+    assert split_labels(cell) == labels
+
+
+@pytest.mark.parametrize("cell", ["nan", "?", "NaN", "None", "AFIB,nan", "['nan']", "['AFIB'"])
+def test_unknown_labels_are_refused(tmp_path, cell):
+    with pytest.raises(ValueError, match=r"record 'a': .*expected"):
+        load_record_folder(write(tmp_path, f'record,labels\na,"{cell}"\n', "a.npy"))
+
+
+def test_a_label_that_its_comma_would_tear_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"'MI, anterior' may be one label or several"):
+        load_record_folder(write(tmp_path, 'record,labels\na,"MI, anterior"\nb,NORM\n', "a.npy", "b.npy"))
+    folder = write(tmp_path, 'record,labels\na,"AFIB, LBBB"\nb,AFIB\n', "a.npy", "b.npy")
+    assert load_record_folder(folder).label_names == ("AFIB", "LBBB")
+
+
+def test_unknown_patients_are_each_their_own(tmp_path):
+    rows = [f"r{k},{'AF' if k % 2 else 'SR'},{f'p{k}' if k < 10 else ('', 'nan', '?')[k % 3]}" for k in range(40)]
+    folder = write(tmp_path, "\n".join(["record,labels,patient", *rows]), *(f"r{k}.npy" for k in range(40)))
+    splits = [record.split for record in load_record_folder(folder).records]
+    assert [splits.count(name) for name in ("train", "validation", "test")] == [32, 4, 4]
+
+
+@pytest.mark.parametrize("other", ["./a.hea", "a.hea", "a.dat", "../{folder}/a", "link.hea"])
+def test_one_recording_listed_twice_is_refused(tmp_path, other):
+    folder = write(tmp_path, "", "a.hea", "a.dat")
+    (tmp_path / "link.hea").symlink_to(tmp_path / "a.hea")
+    other = other.format(folder=tmp_path.name)
+    with pytest.raises(ValueError, match="are the same recording"):
+        load_record_folder(write(folder, f"record,labels\na,AF\n{other},AF\n"))
