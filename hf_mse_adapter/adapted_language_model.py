@@ -282,8 +282,7 @@ def forward_with_adapter(
     if num_items_in_batch is not None and inputs.get("labels") is None:
         raise ValueError(
             "labels is missing, though its tokens were counted (num_items_in_batch): Trainer takes it from the model "
-            "for label_smoothing_factor and compute_loss_func; expected neither (a Trainer's own compute_loss may do "
-            "the same)"
+            "for label_smoothing_factor and compute_loss_func; expected neither (a compute_loss of your own keeps it)"
         )
     if llm_states is not None and adapter.fusion != "head":
         raise ValueError(f"llm_states is given, but fusion is {adapter.fusion!r}; expected 'head' for such states")
@@ -461,7 +460,7 @@ def generate_with_adapter(adapter, llm, **kwargs):
     del prepared["position_ids"]
     try:
         return llm.generate(**prepared, **kwargs)
-    except (AttributeError, IndexError, TypeError) as error:
+    except (AttributeError, LookupError, TypeError) as error:
         # most often a cache that is handled as in transformers 4; answers by likelihood need none
         if is_remote_code(llm):
             raise remote_code_error(type(llm).__name__, error) from error
@@ -533,7 +532,7 @@ def load_language_model(name, **options):
     """
     try:
         return AutoModelForCausalLM.from_pretrained(name, **options)
-    except (AttributeError, ImportError, TypeError) as error:
+    except (AttributeError, ImportError, LookupError, TypeError) as error:
         if options.get("trust_remote_code"):
             raise remote_code_error(name, error) from error
         raise

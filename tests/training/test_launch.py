@@ -1,10 +1,6 @@
 """Several processes and machines by `accelerate launch`, here as launches that find each other on loopback."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +10,7 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
+from tests.training.machines import launch, outputs_of
 from training.launch import _asked_of
 from training.run_msa import main
 
@@ -65,26 +62,6 @@ def test_every_config_is_one_of_accelerate(path):
     assert launched.use_fsdp == ("sharded" in path.stem) and (not launched.use_fsdp or launched.fsdp_version == 2)
 
 
-def start_machines(folder, name, *flags):
-    """One launch for each of two machines, which share a folder."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_machines", "2"]
-    launch += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port), "--num_processes", "2"]
-    script = [str(SCRIPT), str(folder / "recipe.yaml"), "--output_dir", str(folder / name), *flags]
-    return [
-        subprocess.Popen(
-            [*launch, "--machine_rank", str(rank), *script, "--per_device_train_batch_size", "4"],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-
-
 def losses(folder):
     history = json.loads((folder / "seed_1" / "history.json").read_text())
     return torch.tensor([entry["loss"] for entry in history if "loss" in entry])
@@ -93,7 +70,14 @@ def losses(folder):
 @pytest.mark.slow
 def test_two_machines_equal_one_and_losing_one_ends_the_other(tmp_path):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    machines = start_machines(tmp_path, "two")
+    flags = (
+        str(tmp_path / "recipe.yaml"),
+        "--output_dir",
+        str(tmp_path / "two"),
+        "--per_device_train_batch_size",
+        "4",
+    )
+    machines = launch(2, SCRIPT, *flags)
     state = tmp_path / "two" / "seed_1" / "checkpoint-7" / "trainer_state.json"
     while not state.exists() and all(machine.poll() is None for machine in machines):
         time.sleep(0.02)
@@ -104,8 +88,6 @@ def test_two_machines_equal_one_and_losing_one_ends_the_other(tmp_path):
     assert machines[0].returncode != 0
     assert "process 1 of 2 ends, because another was lost" in outputs[0]
 
-    machines = start_machines(tmp_path, "two", "--resume_from_checkpoint")
-    outputs = [machine.communicate(timeout=600)[0] for machine in machines]
-    assert [machine.returncode for machine in machines] == [0, 0], outputs
+    outputs_of(launch(2, SCRIPT, *flags, "--resume_from_checkpoint"))
     main([str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path / "one"), "--per_device_train_batch_size", "8"])
     torch.testing.assert_close(losses(tmp_path / "two"), losses(tmp_path / "one"), atol=1e-4, rtol=0)

@@ -21,6 +21,7 @@ from hf_ecgmamba import (
     EcgMambaFeatureExtractor,
     EcgMambaForSequenceClassification,
 )
+from tests.training.machines import launch, outputs_of
 from training.predict import PredictArguments, find_sources, list_recordings, main
 
 SCRIPT = Path(__file__).resolve().parents[2] / "training" / "predict.py"
@@ -161,12 +162,10 @@ def test_killed_and_started_again_has_every_record_once(model, recordings, alone
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_same_table(model, recordings, alone, tmp_path):
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--cpu"]
-    process = start([*launch, str(SCRIPT), *flags(model, recordings, tmp_path)])
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    assert "process 1 of 2" in output
+@pytest.mark.parametrize("machines", [1, 2])
+def test_two_processes_give_the_same_table(model, recordings, alone, tmp_path, machines):
+    outputs = outputs_of(launch(machines, SCRIPT, *flags(model, recordings, tmp_path)))
+    assert "process 1 of 2" in outputs[0]
     assert_same_table(tmp_path, alone)
     assert failures(tmp_path) == failures(alone)
 

@@ -21,6 +21,7 @@ from hf_ecgmamba import (
     EcgMambaForSequenceClassification,
     save_for_hub,
 )
+from tests.training.machines import launch, outputs_of
 from training.checkpoints import last_checkpoint
 from training.ecg_trainer import EcgTrainer
 from training.run_ecg import EcgTrainingArguments, ModelArguments, build_model, load_teacher, main
@@ -210,19 +211,17 @@ def test_teachers_are_a_share_of_the_loss(pretrained, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_with_twice_the_batch(place):
+@pytest.mark.parametrize("machines", [1, 2])
+def test_two_processes_equal_one_with_twice_the_batch(place, machines):
     """Without dropout, whose masks are drawn by each process."""
     flags = ("--hidden_dropout", "0", "--num_train_epochs", "2")
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--cpu"]
-    flags_of_two = (*flags, "--per_device_train_batch_size", "4")
-    process = start([*launch, str(SCRIPT), *arguments(place, "two", *flags_of_two)])
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    report = main(arguments(place, "one", *flags))
-    one, two = losses(place / "one"), losses(place / "two")
+    one_name, two_name = f"one_{machines}", f"two_{machines}"
+    outputs_of(launch(machines, SCRIPT, *arguments(place, two_name, *flags, "--per_device_train_batch_size", "4")))
+    report = main(arguments(place, one_name, *flags))
+    one, two = losses(place / one_name), losses(place / two_name)
     assert len(one) == 12 and one.keys() == two.keys()
     assert max(abs(one[step] - two[step]) for step in one) < 1e-4
-    metrics = json.loads((place / "two" / "metrics.json").read_text())
+    metrics = json.loads((place / two_name / "metrics.json").read_text())
     assert metrics["validation"]["macro_auc"] == pytest.approx(report["validation"]["macro_auc"], abs=1e-4)
 
 
