@@ -7,7 +7,9 @@ import pytest
 
 from tests.lowest_versions import ROOT, lowest_of, requirements
 
-REQUIREMENTS = sorted(ROOT.glob("model_cards/**/requirements.txt"))
+# of what publishing writes from now on; a folder that was published keeps its own
+REQUIREMENTS = sorted(ROOT.glob("model_cards/ecgmamba/**/requirements.txt"))
+REQUIREMENTS += sorted(ROOT.glob("model_cards/mse_adapter/**/requirements.txt"))
 
 
 def test_every_requirement_has_a_lowest_version():
