@@ -1,5 +1,5 @@
 """WFDB records (PhysioNet's format): a header and its signal files. Formats 16 and 212 are read by
-`recording_wfdb_plain.py`, all others and records of several segments by the library wfdb."""
+`recording_wfdb_plain.py`, all others by the library wfdb, segments of a record one by one."""
 
 import shutil
 import tempfile
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .recording_channels import Channels, library, one_line
+from .recording_channels import Channels, library, one_line, unit_in_millivolts
 from .recording_wfdb_plain import DEFAULT_GAIN, PlainRecord, existing_file, is_plain, read_wfdb_header
 
 _KEPT_SAMPLES = 2**20  # up to so many (8 MB), a record is kept as a whole
@@ -53,6 +53,11 @@ class _CodedRecord:
             links.setdefault(signal.file_name, f"signal{len(links)}{Path(signal.file_name).suffix}")
         for file_name, link in links.items():
             _link(existing_file(folder, file_name, header.name).resolve(), Path(self._temporary.name) / link)
+        self._differences = {
+            name: _Differences(Path(self._temporary.name) / link, [s for s in header.signals if s.file_name == name])
+            for name, link in links.items()
+            if any(s.file_name == name and s.format == "8" for s in header.signals)
+        }
         self._lines = [signal.line(links[signal.file_name]) for signal in header.signals]
         self._write(header.num_frames)
         self._whole, self.num_frames = None, header.num_frames
@@ -90,9 +95,38 @@ class _CodedRecord:
                 first, end, channels=indices, smooth_frames=False, return_res=64, ignore_skew=True
             ).e_p_signal
         for value, row, signal in zip(values, rows, signals, strict=True):
+            if self._whole is None and signal.format == "8":
+                row = row + self._differences[signal.file_name].before(first, signal) / (signal.gain or DEFAULT_GAIN)
             part = row[start - first * per_frame + signal.skew * per_frame :][: stop - start]
             value[: len(part)] = part
         return values
+
+
+class _Differences:
+    """Format 8, a byte for the difference from the sample before: wfdb (4.3.1) sums from the beginning of each span
+    that it reads, as if the record began there."""
+
+    def __init__(self, path, signals):
+        self._path, self._signals = path, signals
+        self._width = sum(signal.per_frame for signal in signals)
+        self._frame, self._sums = 0, np.zeros(self._width, np.int64)
+
+    def before(self, frame, signal):
+        """The sum of a signal's differences before a frame, in counts."""
+        if frame < self._frame:
+            self._frame, self._sums = 0, np.zeros(self._width, np.int64)
+        while self._frame < frame:
+            count = min(2**16, frame - self._frame)
+            offset = self._signals[0].byte_offset + self._frame * self._width
+            part = np.fromfile(self._path, np.int8, count * self._width, offset=offset)
+            self._sums += part.reshape(count, self._width).sum(axis=0, dtype=np.int64)
+            self._frame += count
+        column = 0
+        for other in self._signals:
+            if other is signal:
+                break
+            column += other.per_frame
+        return int(self._sums[column : column + signal.per_frame].sum())
 
 
 def _link(target, link):
@@ -103,42 +137,79 @@ def _link(target, link):
 
 
 def _open_segments(path):
-    """A record of several segments, by wfdb."""
-    wfdb, name, record = library("wfdb"), path.stem, str(path.with_suffix(""))
+    """A record of several segments: how they follow one another by wfdb, each read as a record of its own, in its own
+    units."""
+    name, record = path.stem, str(path.with_suffix(""))
     header = _read_header(record, name)
     if not header.fs or header.fs < 0:
         raise ValueError(f"{name}: the header states a sampling rate of {header.fs}; expected a number of Hz above 0")
-    segments = [part for part in header.segments if part is not None]
-    description = segments[0]  # of a variable layout, the segment that describes all channels
-    if not header.n_sig or not description.file_name:
+    described = [part for part in header.segments if part is not None]
+    if not header.n_sig or not described or not described[0].file_name:
         raise ValueError(f"{name} has no signals")
-    for part in segments:
+    description = described[0]  # of a variable layout, the segment that describes all channels
+    for part in described:
         for file_name in dict.fromkeys(part.file_name or ()):
-            if file_name != "~" and not (Path(record).parent / file_name).is_file():
+            if file_name != "~" and not (path.parent / file_name).is_file():
                 raise FileNotFoundError(f"{name}: the signal file {file_name}, named by its header, is missing")
     per_frame = [int(count or 1) for count in description.samps_per_frame]
+    names = [title.strip() if title else f"channel {k}" for k, title in enumerate(header.sig_name)]
+    units = [unit or "mV" for unit in read_wfdb_header(path.with_name(f"{header.seg_name[0]}.hea")).units_of(names)]
+    ends = np.cumsum(header.seg_len)
+    spans = [
+        (segment, int(end - length), int(end))
+        for segment, length, end in zip(header.seg_name, header.seg_len, ends, strict=True)
+        if length and segment != "~"
+    ]
+    is_variable, opened = header.layout == "variable", {}
+
+    def open_segment(segment):
+        """A segment's channels, and for each of the record's the index there and the factor to the record's unit."""
+        if segment not in opened:
+            channels = open_wfdb(path.with_name(f"{segment}.hea"))
+            places = [channels.names.index(title) if title in channels.names else None for title in names]
+            if not is_variable:
+                places = list(range(len(names)))
+            factors = [
+                None if place is None else _unit_factor(channels.units[place], unit, f"{name}: {title} in {segment}")
+                for place, unit, title in zip(places, units, names, strict=True)
+            ]
+            opened[segment] = channels, places, factors
+        return opened[segment]
 
     def read(indices, start, stop):
-        frame, multiple = start // per_frame[indices[0]], per_frame[indices[0]]
-        if start == stop:
-            return np.empty((len(indices), 0))
-        try:
-            part = wfdb.rdrecord(
-                record, frame, -(-stop // multiple), channels=indices, smooth_frames=False, return_res=64
-            )
-        except (ValueError, IndexError, TypeError, RuntimeError) as error:
-            raise ValueError(f"{name}: wfdb cannot read its signals ({one_line(error)})") from error
-        skip = start - frame * multiple
-        return np.stack([row[skip : skip + stop - start] for row in part.e_p_signal])
+        multiple = per_frame[indices[0]]
+        values = np.full((len(indices), stop - start), np.nan)
+        for segment, first, last in spans:
+            begin, end = max(start, first * multiple), min(stop, last * multiple)
+            if begin >= end:
+                continue
+            channels, places, factors = open_segment(segment)
+            rows = [row for row, index in enumerate(indices) if places[index] is not None]
+            if rows:
+                of_segment = [places[indices[row]] for row in rows]
+                block = channels.read(of_segment, begin - first * multiple, end - first * multiple)
+                scale = np.array([factors[indices[row]] for row in rows])[:, None]
+                values[rows, begin - start : end - start] = block if (scale == 1).all() else block * scale
+        return values
 
     return Channels(
         name=name,
-        names=[title.strip() if title else f"channel {k}" for k, title in enumerate(header.sig_name)],
-        units=list(description.units),
+        names=names,
+        units=units,
         rates=[header.fs * count for count in per_frame],
         lengths=[header.sig_len * count for count in per_frame],
         read=read,
     )
+
+
+def _unit_factor(unit, expected, where):
+    """By what values in `unit` are multiplied to be in `expected`."""
+    if unit == expected:
+        return 1.0
+    voltages = unit_in_millivolts(unit), unit_in_millivolts(expected)
+    if None in voltages:
+        raise ValueError(f"{where} is in {unit}, elsewhere in {expected}; expected one unit")
+    return voltages[0] / voltages[1]
 
 
 def _read_header(record, name):

@@ -67,6 +67,12 @@ class WfdbHeader:
     segments: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def units_of(self, names):
+        """The unit of each signal by its name, or else by its place; None for one that is not there."""
+        by_name = {signal.name: signal.units for signal in self.signals}
+        by_place = dict(enumerate(signal.units for signal in self.signals))
+        return [by_name.get(name, by_place.get(place)) for place, name in enumerate(names)]
+
 
 def read_wfdb_header(path) -> WfdbHeader:
     """

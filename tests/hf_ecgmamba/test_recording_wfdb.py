@@ -5,6 +5,7 @@ import pytest
 
 from hf_ecgmamba.recording import open_recording, read_recording
 from hf_ecgmamba.recording_channels import STANDARD_LEADS
+from tests.hf_ecgmamba.signals import heart
 
 
 @pytest.mark.parametrize(
@@ -110,3 +111,69 @@ def test_a_signal_file_shorter_than_its_header_says(tmp_path, ecg):
     (tmp_path / "12722_lr.dat").write_bytes((source / "12722_lr.dat").read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"12722_lr.dat holds 208 samples a signal; its header states 1000"):
         read_recording(tmp_path / "12722_lr")
+
+
+@pytest.mark.parametrize("unit", ["µV", "μV", "uV", "mV", "V"])
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_the_micro_sign_is_kept(tmp_path, unit, encoding):
+    """wfdb 4.3.1 drops it, which makes volts of microvolts."""
+    if encoding == "latin-1" and "μ" in unit:
+        pytest.skip("Latin-1 has no Greek letter")
+    scale = {"mV": 1, "V": 1e-3}.get(unit, 1000)
+    counts = np.round(1000 * heart(600)[:2]).astype("<i2")
+    counts.T.tofile(tmp_path / "a.dat")
+    lines = [f"a.dat 16 {1000 / scale:g}/{unit} 16 0 0 0 0 {lead}" for lead in ("I", "II")]
+    (tmp_path / "a.hea").write_text("\n".join(["a 2 100 600", *lines]) + "\n", encoding=encoding)
+    np.testing.assert_allclose(read_recording(tmp_path / "a").signal, counts / 1000, atol=1e-6)
+
+
+def test_segments_of_a_record_have_their_own_units(tmp_path):
+    import wfdb
+
+    pair = heart(600)[:2]
+    for name, unit, scale in (("s0", "uV", 1000), ("s1", "mV", 1), ("s2", "µV", 1000)):
+        wfdb.wrsamp(
+            name, 100, [unit] * 2, ["I", "II"], p_signal=pair.T * scale, fmt=["16"] * 2, write_dir=str(tmp_path)
+        )
+    (tmp_path / "m.hea").write_text("m/4 2 100 2000\ns0 600\ns1 600\n~ 200\ns2 600\n")
+    opened = open_recording(tmp_path / "m")
+    whole = opened.read().signal
+    assert np.isnan(whole[:, 1200:1400]).all()
+    np.testing.assert_allclose(whole, np.hstack([pair, pair, np.full((2, 200), np.nan), pair]), atol=1e-4)
+    np.testing.assert_array_equal(opened.read(550, 1450).signal, whole[:, 550:1450])
+
+
+def test_segments_equal_wfdbs_reading_of_them(ecg):
+    import wfdb
+
+    for name in ("041s/041s", "fixed1/v102s", "s25047/s25047-2704-05-04-10-44"):
+        path = ecg / "odd" / "wfdb" / "multi-segment" / name
+        record, recording = wfdb.rdrecord(str(path), return_res=64, smooth_frames=False), read_recording(path)
+        columns = {title: k for k, title in enumerate(record.sig_name)}
+        for lead, row in zip(recording.leads, recording.signal, strict=True):
+            np.testing.assert_allclose(row, record.e_p_signal[columns[lead]], atol=1e-6)
+
+
+def test_differences_are_summed_from_the_beginning_in_any_span(tmp_path):
+    """wfdb 4.3.1 sums format 8 from the beginning of the span."""
+    steps = np.random.default_rng(0).integers(-5, 6, size=(2**19 + 5000, 2)).astype(np.int8)
+    steps.tofile(tmp_path / "a.dat")
+    (tmp_path / "a.hea").write_text(
+        f"a 2 500 {len(steps)}\na.dat 8 1000/mV 16 0 7 0 0 I\na.dat 8 500(3)/mV 16 0 -3 0 0 II\n"
+    )
+    expected = (np.cumsum(steps, axis=0, dtype=np.int64) + np.array([7, -6])) / [1000, 500]
+    opened = open_recording(tmp_path / "a")
+    for start, stop in ((0, 50), (2**19, 2**19 + 100), (300, 400), (len(steps) - 9, len(steps))):
+        np.testing.assert_allclose(opened.read(start, stop).signal.T, expected[start:stop], atol=1e-5)
+
+
+@pytest.mark.parametrize("gain", ["0", "0/mV", ""])
+def test_a_signal_without_gain_is_read_with_a_note(tmp_path, gain):
+    counts = np.round(200 * heart(600)[1]).astype("<i2")
+    counts.tofile(tmp_path / "a.dat")
+    (tmp_path / "a.hea").write_text(f"a 1 100 600\na.dat 16 {gain or ''} {'16 0 0 0 0 II' if gain else ''}".rstrip())
+    if not gain:
+        (tmp_path / "a.hea").write_text("a 1 100 600\na.dat 16\n")
+    recording = read_recording(tmp_path / "a", leads=["II"])
+    np.testing.assert_allclose(recording.signal[0], counts / 200, atol=1e-6)
+    assert any(note.startswith("no gain stated, taken as 200 counts a mV") for note in recording.notes)
