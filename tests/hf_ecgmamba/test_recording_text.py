@@ -102,3 +102,102 @@ def test_counts_need_their_unit_and_mark_what_is_missing(tmp_path):
         read_recording(tmp_path / "counts.csv", sampling_rate=100)
     signal = read_recording(tmp_path / "counts.csv", sampling_rate=100, units=1 / 31).signal
     assert np.isnan(signal[0, -1]) and np.isnan(signal).sum() == 1
+
+
+# -- as recorders and spreadsheets write ------------------------------------------------------------------------------
+
+
+SIGNAL = np.round(waves(2, 400) * 1000) / 1000
+ROWS = SIGNAL.T.tolist()
+
+
+def rows(separator=",", decimal=".", before=lambda k: "", behind=lambda k: "", quote=""):
+    lines = []
+    for k, row in enumerate(ROWS):
+        cells = [quote + f"{value:.3f}".replace(".", decimal) + quote for value in row]
+        lines.append(before(k) + separator.join(cells) + behind(k))
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I,II\nmV,mV\n" + rows(),
+        "I;II\n" + rows(";"),
+        "I;II\n" + rows(";", ","),
+        "sep=;\nI;II\n" + rows(";", ","),
+        "sep=,\nI,II\n" + rows(),
+        "I\tII\n" + rows("\t", ","),
+        "I,II\n" + rows(",", ",", quote='"'),
+        "I II\n" + rows(" "),
+        "Time,I,II\n" + rows(before=lambda k: f"2024-01-01 10:00:{k / 100:06.3f},"),
+        "Time,I,II\n" + rows(before=lambda k: f"2024-01-01T10:00:{k / 100:06.3f}Z,"),
+        "time;I;II\n" + rows(";", ",", before=lambda k: f"{k / 100:.2f}".replace(".", ",") + ";"),
+        "I,II,beat\n" + rows(behind=lambda k: ",N" if k % 80 == 0 else ","),
+        "I,II,beat\n" + rows(behind=lambda k: ",N"),
+        "'Elapsed time','I','II'\n'hh:mm:ss.mmm','mV','mV'\n" + rows(before=lambda k: f"'0:{k / 100:06.3f}',"),
+        "Elapsed time\tI\tII\n(hh:mm:ss.mmm)\t(mV)\t(mV)\n" + rows("\t", before=lambda k: f"0:{k / 100:06.3f}\t"),
+        "\n".join(
+            f"{lead}," + ",".join(f"{value:.3f}" for value in row)
+            for lead, row in zip(("I", "II"), SIGNAL, strict=True)
+        ),
+        "\n".join(";".join(f"{value:.3f}".replace(".", ",") for value in row) for row in SIGNAL),
+    ],
+)
+def test_columns_as_spreadsheets_and_viewers_write_them(tmp_path, text):
+    path = tmp_path / "a.csv"
+    path.write_text(text)
+    named = any(lead in text[:60] for lead in ("I,", "I;", "I\t", "I ", "I'"))
+    given = {} if "ime" in text[:20] else {"sampling_rate": 100}
+    recording = read_recording(path, **given, **({} if named else {"leads": ["I", "II"]}))
+    assert recording.leads == ("I", "II") and recording.sampling_rate == pytest.approx(100)
+    np.testing.assert_allclose(recording.signal, SIGNAL, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("head", "decimal"),
+    [
+        ("Name,A B\nDate of Birth,\"Jan 1, 1980\"\nRecorded Date,2020-01-01 10:00:00 +0100\nClassification,Sinus "
+         "Rhythm\nSymptoms,\nSoftware Version,1.90\nDevice,\"Watch6,2\"\nSample Rate,512 hertz\n\n\nLead,Lead I\nUnit,"
+         "\u00b5V\n\n", "."),
+        ("Name,A B\nAufnahmedatum,2020-01-01 10:00:00 +0100\nKlassifizierung,Sinusrhythmus\nSymptome,\nGer\u00e4t,\""
+         "Watch6,2\"\nAbtastrate,512 Hertz\n\nAbleitung,Ableitung I\nEinheit,\u00b5V\n\n", ","),
+    ],
+)  # fmt: skip
+def test_a_watch(tmp_path, head, decimal):
+    (tmp_path / "ecg.csv").write_text(head + "\n".join(f"{v * 1000:.3f}".replace(".", decimal) for v in SIGNAL[0]))
+    recording = read_recording(tmp_path / "ecg.csv")
+    assert recording.leads == ("I",) and recording.sampling_rate == 512
+    np.testing.assert_allclose(recording.signal, SIGNAL[:1], atol=1e-6)
+
+
+def test_chest_straps(tmp_path):
+    lines = [
+        f"2024-01-01T10:00:{k / 100:06.3f};{599618164814402794 + k * 10_000_000};{k * 10.0:.1f};{round(value * 1000)}"
+        for k, value in enumerate(SIGNAL[0])
+    ]
+    (tmp_path / "polar.txt").write_text(
+        "Phone timestamp;sensor timestamp [ns];timestamp [ms];ecg [uV]\n" + "\n".join(lines)
+    )
+    recording = read_recording(tmp_path / "polar.txt", leads=[None, None, None, "I"])
+    assert recording.leads == ("I",) and recording.sampling_rate == pytest.approx(100)
+    np.testing.assert_allclose(recording.signal, SIGNAL[:1], atol=1e-6)
+    movesense = "\n".join(f"{k * 10},{value:.3f}" for k, value in enumerate(SIGNAL[0]))
+    (tmp_path / "movesense.csv").write_text("Timestamp (ms),ECG (mV)\n" + movesense)
+    recording = read_recording(tmp_path / "movesense.csv", leads=[None, "I"])
+    assert recording.sampling_rate == pytest.approx(100)
+    np.testing.assert_allclose(recording.signal, SIGNAL[:1], atol=1e-6)
+
+
+def test_opensignals(tmp_path):
+    counts = np.round((SIGNAL[0] * 1.1 / 3.3 + 0.5) * 1024)
+    head = (
+        '# OpenSignals Text File Format\n# {"00:07:80:4D": {"device": "bitalino_rev", "sampling rate": 1000, '
+        '"column": ["nSeq", "I1", "O1", "A2"], "label": ["A2"], "sensor": ["ECG"], "resolution": [4, 1, 1, 10]}}\n'
+        "# EndOfHeader\n"
+    )
+    body = "\n".join(f"{k % 16}\t1\t0\t{int(count)}" for k, count in enumerate(counts))
+    (tmp_path / "opensignals.txt").write_text(head + body)
+    recording = read_recording(tmp_path / "opensignals.txt", leads=["II"])
+    assert recording.leads == ("II",) and recording.sampling_rate == 1000
+    np.testing.assert_allclose(recording.signal, (counts[None] / 1024 - 0.5) * 3, atol=1e-5)
