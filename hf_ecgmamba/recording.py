@@ -18,6 +18,7 @@ from .recording_channels import (
     agree,
     checked_leads,
     choose_leads,
+    in_order,
     one_line_errors,
     settle_names,
     settle_rate,
@@ -59,8 +60,8 @@ def open_recording(source, *, sampling_rate=None, leads=None, units=None, unname
             - a `Recording` or `RecordingFile`.
         sampling_rate (`float`, *optional*): Hz, for a source that does not state its own.
         leads (`list[str | None]`, *optional*): the lead of each channel, in the order of the source, in place of its
-            own names; None leaves a channel out. Case, and prefixes such as "ECG ", do not matter. A column of time
-            need not be counted.
+            own names; None leaves a channel out. Or, by their names, those that count: `["ECG=II"]`. Case, and
+            prefixes such as "ECG ", do not matter. A column of time need not be counted.
         units (`str`, `float` or a list, *optional*): "mV", "uV", "V" or "nV", or the millivolts that one unit is, for
             a source that does not state its own; or one for each channel. Unstated and not given means mV, if the
             values can be that; whole numbers are counts, which cannot.
@@ -90,11 +91,11 @@ def open_recording(source, *, sampling_rate=None, leads=None, units=None, unname
         with one_line_errors(Path(source).name):
             if not trusted:
                 require_harmless_file(Path(source))
-            channels = _open_path(Path(source), given["leads"])
+            channels = _open_path(Path(source), in_order(given["leads"]))
     elif isinstance(source, dict):
         channels = _open_dict(source, given, unnamed_leads)
     else:
-        channels = open_array(source, "array", given["leads"], unnamed_leads)
+        channels = open_array(source, "array", in_order(given["leads"]), unnamed_leads)
 
     settle_rate(channels, given["sampling_rate"])
     if not trusted:
@@ -134,7 +135,7 @@ def _open_dict(source, given, unnamed_leads):
         stated["leads"] = checked_leads(stated["leads"])
     agree(name, stated, given)
     given |= {key: value for key, value in stated.items() if key != "leads" or given["leads"] is None}
-    return open_array(source["array"], name, given["leads"], unnamed_leads)
+    return open_array(source["array"], name, in_order(given["leads"]), unnamed_leads)
 
 
 # -- which family of formats a file belongs to ------------------------------------------------------------------------

@@ -122,9 +122,9 @@ def open_numpy(path, leads):
     return _open_named(path, arrays, leads)
 
 
-def _open_named(path, arrays, leads):
-    """The signal among arrays that a file holds by name, and what the others say of it."""
-    key = _signal_key(path, {name: array.shape for name, array in arrays.items()})
+def _open_named(path, arrays, leads, key=None):
+    """The signal among arrays that a file holds by name (`key`, where known), and what the others say of it."""
+    key = key or _signal_key(path, {name: array.shape for name, array in arrays.items()})
     stated = _Stated(path.name, {name: array for name, array in arrays.items() if name != key})
     channels = open_array(arrays[key], path.stem, leads or stated.leads)
     if stated.leads is not None and channels.names == [None] * len(channels.units):
@@ -220,8 +220,9 @@ def _words(value):
 
 
 def open_matlab(path, leads):
-    """CPSC 2018's struct (ECG: sex, age, data) and CODE-15's variables (feats, curr_sample_rate). The first states no
-    rate, neither states units or names: 500 Hz, mV and the usual order of leads by the data sets' descriptions."""
+    """CPSC 2018's struct (ECG: sex, age, data) and CODE-15's variables (feats, curr_sample_rate), or any file with one
+    signal. The first states no rate, neither of these two units or names: 500 Hz, mV and the usual order of leads by
+    the data sets' descriptions."""
     try:
         content = library("scipy.io").loadmat(path)
         variables = {key: value for key, value in content.items() if not key.startswith("__")}
@@ -246,14 +247,33 @@ def open_matlab(path, leads):
         channels = _Stated(path.name, {key: value for key, value in variables.items() if key != "feats"}).into(
             channels
         )
-    elif set(variables) == {"val"}:
+    elif set(variables) == {"val"} and leads is None:
         raise FileNotFoundError(f"{path.name}: a WFDB signal file, whose header {path.stem}.hea is missing beside it")
     else:
-        raise ValueError(
-            f"{path.name} has the variables {', '.join(variables) or 'none'}; expected ECG (CPSC 2018) or feats and "
-            "curr_sample_rate (CODE-15)"
-        )
+        channels = _open_variables(path, variables, leads)
     return channels
+
+
+def _open_variables(path, variables, leads):
+    """Any other MATLAB file with one signal in it, by itself or as a field of a struct."""
+    arrays = {}
+    for key, value in variables.items():
+        if value.dtype.names and value.size == 1:
+            arrays.update({f"{key}/{name}": _unwrapped(item) for name, item in _fields(value).items()})
+        else:
+            arrays[key] = _unwrapped(value)
+    signals = {
+        key: array
+        for key, array in arrays.items()
+        if array.dtype.kind in "fiu" and array.ndim == 2 and max(array.shape) >= 100
+    }
+    if not signals:
+        held = ", ".join(f"{key} {list(array.shape)}" for key, array in arrays.items()) or "none"
+        raise ValueError(f"{path.name} has the variables {held}; expected a signal among them")
+    key = _signal_key(path, {name: array.shape for name, array in signals.items()})
+    return _open_named(
+        path, {name: array for name, array in arrays.items() if name == key or name not in signals}, leads, key
+    )
 
 
 def _fields(struct):

@@ -192,6 +192,17 @@ def checked_leads(leads):
     return names
 
 
+def in_order(leads):
+    """The given names that stand for the channels in their order; None where none do, or channels are named."""
+    return None if leads is None or _by_name(leads) else leads
+
+
+def _by_name(leads):
+    """{channel: lead} of leads given as "ECG=II"; empty where they are given in the order of the channels."""
+    pairs = [lead.partition("=") for lead in leads if lead is not None and "=" in lead]
+    return {channel.strip().lower(): lead.strip() for channel, _, lead in pairs} if len(pairs) == len(leads) else {}
+
+
 def agree(name, stated, given):
     """What is given beside a source (sampling_rate, leads, units; None where it is not) repeats what the source says,
     or leaves leads out.
@@ -253,6 +264,15 @@ def settle_names(channels, leads, unnamed_leads):
     count = len(channels.units)
     # columns of time and index, which nobody counts among the channels
     beside = [k for k, name in enumerate(channels.names) if name is not None and other_signal(name, None) == "time"]
+    if leads is not None and _by_name(leads):
+        wanted, held = _by_name(leads), [(name or "").strip().lower() for name in channels.names]
+        missing = [channel for channel in wanted if channel not in held]
+        if missing:
+            raise ValueError(
+                f"{channels.name} has no channel {missing[0]!r}; expected one of {', '.join(map(str, channels.names))}"
+            )
+        # the first of equal names; the others are left out as a second channel for the lead would be
+        return [wanted.get(name) for name in held], [], True
     if leads is not None:
         if len(leads) == count - len(beside) != count:
             given = iter(leads)

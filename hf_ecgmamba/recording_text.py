@@ -41,6 +41,10 @@ def open_text(path, leads=None):
     ]
     is_words = [words or str(title).endswith("(no signal)") for words, title in zip(is_words, titles, strict=True)]
     kept = [k for k, words in enumerate(is_words) if not words]
+    names = [re.sub(r"\s*[(\[].*", "", titles[k] or "") for k in kept]
+    if leads is None and len(kept) < len(titles) and not table.opensignals and not any(map(lead_name, names)):
+        words = next(title for title, is_of_words in zip(titles, is_words, strict=True) if is_of_words)
+        raise ValueError(f"{path.name}: not columns of numbers (there are words in {words!r})")
     left_out = [str(titles[k]) for k, words in enumerate(is_words) if words]
     notes = [*notes, *([f"columns left out: {', '.join(left_out)}"] if left_out else [])]
     matrix, titles = matrix[kept], [titles[k] for k in kept]

@@ -73,7 +73,7 @@ TABLE = [
     Row("ptbxl500_pairs/records500/*/*", samples=1000),
     Row("odd/cinc_six_leads/*", samples=1000, present=6),
     Row("odd/cinc_two_leads/*", samples=1000, present=6),
-    Row("odd/code15_mat/labels.csv", error="labels does not state its sampling rate"),
+    Row("odd/code15_mat/labels.csv", error="not columns of numbers"),
     Row("odd/code15_mat/*.csv", error="not columns of numbers"),
     Row("odd/code15_mat/*.mat", samples=(734, 1024)),
     Row("odd/csv/biosppy_ecg.txt", error="it has 'ECG', no lead's name: give leads="),

@@ -67,7 +67,7 @@ def test_other_matlab_files_say_what_they_hold(tmp_path, ecg):
     from scipy.io import savemat
 
     savemat(tmp_path / "a.mat", {"speed": 3.0})
-    with pytest.raises(ValueError, match=r"a\.mat has the variables speed; expected ECG .* or feats"):
+    with pytest.raises(ValueError, match=r"a\.mat has the variables speed .* expected a signal among them"):
         open_recording(tmp_path / "a.mat")
     (tmp_path / "b.mat").write_bytes((ecg / "cinc2021" / "A0001.mat").read_bytes())
     with pytest.raises(OSError, match=r"b\.mat: a WFDB signal file, whose header b\.hea is missing"):
@@ -157,3 +157,25 @@ def test_damaged_matlab_files_give_one_line(tmp_path):
         (tmp_path / "b.mat").write_bytes(damaged)
         with pytest.raises(ValueError, match=r"b\.mat: not a MATLAB file"):
             read_recording(tmp_path / "b.mat")
+
+
+@pytest.mark.parametrize("name", ["val", "ecg", "x"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_any_matlab_file_with_one_signal(tmp_path, name, nested):
+    from scipy.io import savemat
+
+    signal = waves(2, 700)
+    content = {name: signal, "fs": 250, "comment": "of somebody"}
+    savemat(tmp_path / "a.mat", {"record": content} if nested else content)
+    recording = read_recording(tmp_path / "a.mat", leads=["I", "II"], units="mV")
+    assert recording.sampling_rate == 250 and recording.leads == ("I", "II")
+    np.testing.assert_array_equal(recording.signal, signal)
+    savemat(tmp_path / "b.mat", {name: signal})
+    given = {"leads": ["I", "II"], "units": "mV", "sampling_rate": 250}
+    np.testing.assert_array_equal(read_recording(tmp_path / "b.mat", **given).signal, signal)
+    savemat(tmp_path / "c.mat", {"first": signal, "second": signal, "fs": 250})
+    with pytest.raises(ValueError, match="holds the arrays first, second"):
+        read_recording(tmp_path / "c.mat", leads=["I", "II"])
+    savemat(tmp_path / "d.mat", {"age": 70})
+    with pytest.raises(ValueError, match=r"has the variables age \[1, 1\]; expected a signal among them"):
+        read_recording(tmp_path / "d.mat")

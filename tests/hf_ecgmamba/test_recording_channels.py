@@ -231,3 +231,18 @@ def test_an_open_file_is_told_apart(tmp_path):
     (tmp_path / "a.csv").write_text("I,II\n0.1,0.2\n")
     with open(tmp_path / "a.csv") as file, pytest.raises(ValueError, match="is an open file; expected its path"):
         open_recording(file, sampling_rate=100)
+
+
+def test_channels_by_their_name(ecg, tmp_path):
+    """The one ECG among thirteen channels need not be counted out."""
+    import pandas
+
+    names = [*(f"EEG {k}" for k in range(11)), "ECG", "Resp"]
+    signal = waves(13, 1000)
+    pandas.DataFrame(signal.T, columns=names).to_csv(tmp_path / "a.csv", index=False)
+    for leads in ("ECG=II", ["ECG=II"], ["ecg = ii"]):
+        recording = read_recording(tmp_path / "a.csv", leads=leads, sampling_rate=100, units="mV")
+        assert recording.leads == ("II",)
+        np.testing.assert_allclose(recording.signal, signal[[11]], rtol=1e-6)
+    with pytest.raises(ValueError, match="a has no channel 'ekg'; expected one of EEG 0, EEG 1, "):
+        read_recording(tmp_path / "a.csv", leads=["EKG=II"], sampling_rate=100)
