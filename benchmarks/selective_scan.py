@@ -7,7 +7,9 @@ x, dt, B and C ready made; a layer gets [batch, time, 256] and holds its project
 transformers offers for both directions: one mixer forwards, one on the flipped input. The transformer layer is torch's
 TransformerEncoderLayer (4 heads, feed-forward 1024) by scaled_dot_product_attention; "as it comes" is the same layer
 in evaluation mode, where torch takes a fast path that does not use it. "BiSSM layer's projections alone" is what would
-be left of that layer if its convolution and scan took no time.
+be left of that layer if its convolution and scan took no time. "MambaModel" is transformers' own of four layers of 512
+channels, as it comes and by `hf_ecgmamba.accelerate_mamba()`; peers are other people's scans, those that are installed
+(benchmarks/scan_peers.py).
 
 Time is that of a run in the best of blocks of at least a tenth of a second, over two seconds, after a warm-up (longer
 runs are taken once): single short runs would slip through where others disturb the long ones. On a CPU every cell is a
@@ -33,16 +35,19 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's threads would be the only on
 import torch
 import transformers
 from torch import nn
-from transformers.models.mamba.modeling_mamba import MambaConfig, MambaMixer
+from transformers.models.mamba.modeling_mamba import MambaConfig, MambaMixer, MambaModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from hf_ecgmamba import EcgMambaConfig
+from scan_peers import installed_peers
+
+from hf_ecgmamba import EcgMambaConfig, accelerate_mamba
 from hf_ecgmamba.modeling_ecgmamba import EcgMambaModel
 from hf_ecgmamba.selective_scan import available_backends, selective_scan
 
 WIDTH, STATES = 256, 16
 MIXERS, LAYER, BLOCK, TRANSFORMER = "two MambaMixers", "BiSSM layer", "ECGMamba block", "transformer layer"
 PROJECTIONS = "BiSSM layer's projections alone"
+MODEL, ACCELERATED = "MambaModel of transformers", "MambaModel of transformers, accelerated"
 AS_IT_COMES, SCAN = "transformer layer, as it comes", "scan: numba"
 FORWARD, BACKWARD = "forward", "forward + backward"
 BLOCK_SECONDS, LEAST_SECONDS = 0.1, 2
@@ -76,18 +81,27 @@ class Projections(nn.Module):
 def build(contender, batch, length, device):
     """A function of no arguments that computes the contender's output, and the tensors that want gradients."""
     torch.manual_seed(0)
-    if contender.startswith("scan: "):
+    if contender.startswith(("scan: ", "peer: ")):
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         x, dt = torch.randn(2, 2, batch, length, WIDTH, device=device, dtype=dtype)
         B, C = torch.randn(2, 2, batch, length, STATES, device=device, dtype=dtype)
         A = -torch.arange(1.0, STATES + 1, device=device).expand(2, WIDTH, STATES).contiguous()
         D, dt_bias = torch.ones(2, WIDTH, device=device), torch.full((2, WIDTH), -4.0, device=device)
-        leaves, backend = [x, dt, A, B, C, D, dt_bias], contender.removeprefix("scan: ")
+        leaves, (kind, backend) = [x, dt, A, B, C, D, dt_bias], contender.split(": ")
 
         def compute():
+            if kind == "peer":
+                return installed_peers()[backend][0](*leaves)
             return selective_scan(*leaves[:6], dt_bias=leaves[6], dt_softplus=True, backend=backend)
 
         return compute, [leaf.requires_grad_() for leaf in leaves]
+    if contender in (MODEL, ACCELERATED):
+        if contender == ACCELERATED:
+            accelerate_mamba()
+        model = MambaModel(MambaConfig(vocab_size=1, hidden_size=256, state_size=STATES, num_hidden_layers=4))
+        x = torch.randn(batch, length, 256, requires_grad=True)
+        leaves = [x, *(parameter for name, parameter in model.named_parameters() if "embed" not in name)]
+        return lambda: model(inputs_embeds=x, use_cache=False).last_hidden_state, leaves
     if contender == MIXERS:
         layer = TwoMixers()
     elif contender in (TRANSFORMER, AS_IT_COMES):
@@ -301,9 +315,12 @@ def main():
     )
     print("| what | pass | steps | batch | time | peak memory |\n|---|---|---|---|---|---|")
     scans = [f"scan: {name}" for name in available_backends(device)]
+    forward_only = [f"peer: {name}" for name, (_, learns) in installed_peers().items() if not learns]
+    if device == "cpu":
+        scans += [*(f"peer: {name}" for name in installed_peers()), MODEL, ACCELERATED]
     results = {}
     for contender in arguments.contenders or (*scans, LAYER, PROJECTIONS, BLOCK, MIXERS, TRANSFORMER, AS_IT_COMES):
-        for mode in (FORWARD, BACKWARD):
+        for mode in (FORWARD,) if contender in forward_only else (FORWARD, BACKWARD):
             for batch in arguments.batches:
                 stopped = False
                 for length in sorted(arguments.lengths):
