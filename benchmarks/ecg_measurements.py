@@ -55,8 +55,8 @@ def main():
     parser.add_argument("--ptbxl", help="folder of PTB-XL")
     parser.add_argument("--count", type=int, default=60, help="recordings of PTB-XL for each statement")
     arguments = parser.parse_args()
-    columns = ("record", "stretches", "measured", "mean error, /min", "absolute error, /min", "largest", "beats too many "
-               "or few", "PR, QRS, QT, axis not measured")  # fmt: skip
+    columns = ("record", "stretches", "measured", "mean error, /min", "absolute error, /min", "largest",
+               "beats too many or few", "PR, QRS, QT, axis not measured")  # fmt: skip
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     took, stretches = 0.0, 0
     for path in arguments.records:

@@ -6,7 +6,8 @@ import re
 import sys
 from pathlib import Path
 
-from .plotting import clock
+from .measurements import as_line
+from .plotting import clock, spelled_out
 
 PICTURES = (".png", ".pdf", ".svg")
 
@@ -38,6 +39,7 @@ def parser():
     parser.add_argument("--plot", metavar="PNG", help="draw the ECG with its findings (.png, .pdf or .svg)")
     parser.add_argument("--label", help="shade in the plot what the model looked at for this label")
     parser.add_argument("--json", action="store_true", help="print the result for a machine")
+    parser.add_argument("--measure", action="store_true", help="heart rate, intervals, axis, too (needs neurokit2)")
     parser.add_argument("--top-k", type=int, metavar="K", help="print the K highest scores only")
     parser.add_argument("--sampling-rate", type=float, metavar="HZ", help="of a file that does not state it")
     parser.add_argument("--leads", type=lambda text: text.split(","), help="of a file that does not, as I,II,V1")
@@ -64,7 +66,7 @@ def classify(options):
     ecg = load_pipeline(options.model, options.revision or "main", options.device, batch_size=options.batch_size)
     logging.enable_progress_bar()
     arguments = {name: getattr(options, name) for name in ("top_k", "sampling_rate", "leads", "units", "on_doubt")}
-    arguments["progress"] = sys.stderr.isatty()
+    arguments |= {"progress": sys.stderr.isatty(), "measurements": options.measure}
     if options.plot is None:
         return ecg(options.file, **arguments)
     result, _ = ecg.plot(options.file, options.plot, options.label, **arguments)
@@ -90,16 +92,21 @@ def as_text(result, options):
         lines += [f"  no findings: {result['refused']}", "  (--on-doubt note gives them all the same)"]
     elif result["refused"] is not None:
         lines += [f"  in doubt: {result['refused']}", ""]
-    width = max((len(finding["label"]) for finding in result["findings"]), default=0)
+    width = max((len(spelled_out(finding["label"])) for finding in result["findings"]), default=0)
     is_number = any(finding["present"] is None for finding in result["findings"])
     for finding in result["findings"]:
         score = f"{finding['score']:.4g}" if is_number else f"{finding['score']:6.1%}  {bar(finding['score'])}"
-        lines.append(f"  {finding['label']:<{width}}  {score}{'  found' if finding['present'] else ''}")
+        lines.append(f"  {spelled_out(finding['label']):<{width}}  {score}{'  found' if finding['present'] else ''}")
     if result["timeline"]:
         lines += ["", f"  {'from':<8}  {'to':<8}  found there"]
     for entry in result["timeline"]:
         score = f"{entry['score']:.4g}" if is_number else f"{entry['score']:6.1%}"
-        lines.append(f"  {clock(entry['start']):<8}  {clock(entry['end']):<8}  {entry['label']:<{width}}  {score}")
+        when = f"{clock(entry['start']):<8}  {clock(entry['end']):<8}"
+        lines.append(f"  {when}  {spelled_out(entry['label']):<{width}}  {score}")
+    if "measurements" in result:
+        measured = result["measurements"]
+        lines += ["", f"  {as_line(measured)}"]
+        lines += [f"  not measured: {field}, {why}" for field, why in measured["failed"].items()]
     notes = [note for note in result["notes"] if note != result["refused"]]
     lines += ["", *(f"  note: {note}" for note in notes)] if notes else []
     lines += ["", f"  picture: {options.plot}"] if options.plot else []

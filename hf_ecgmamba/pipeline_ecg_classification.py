@@ -13,8 +13,10 @@ from transformers.utils import logging
 from .attribution import Attribution, integrated_gradients, looked_at
 from .configuration_ecgmamba import EcgMambaConfig, is_whole
 from .feature_extraction_ecgmamba import EcgMambaFeatureExtractor
+from .measurements import MOST_SECONDS, measure
 from .modeling_ecgmamba import EcgMambaForSequenceClassification
 from .plotting import PAGE_SECONDS, plot_recording
+from .statements import in_words
 
 TASK = "ecg-classification"
 # how the windows' scores become the recording's: a finding is present if it is found anywhere, while one of many
@@ -35,6 +37,9 @@ class EcgClassificationPipeline(Pipeline):
          "timeline": [{"start", "end", "label", "score"}, ...],     seconds; empty where one window holds it all
          "notes": [str, ...],                                       what was done to the recording to read it
          "refused": str or None}                                    why nothing is found in it
+
+    A label that PTB-XL knows also has its `name` in words and its `group`. With `measurements=True`, the result holds
+    `measurements`, as [`~measurements.measure`] returns them: heart rate, intervals, axis, quality of the leads.
 
     `present` is, by `config.problem_type`: multi_label_classification, the score reaches the label's threshold;
     single_label_classification, the label is the likeliest; regression, None, and the score is the number itself.
@@ -57,6 +62,7 @@ class EcgClassificationPipeline(Pipeline):
         sampling_rate, leads, units: of recordings that do not state them, as `open_recording` takes them.
         on_doubt (`"refuse"` or `"note"`, defaults to refuse): see above.
         trusted (`bool`, defaults to True): False for recordings that strangers send, as `open_recording` takes it.
+        measurements (`bool`, defaults to False): whether to measure the recording's first minute (needs neurokit2).
         progress (`bool`, defaults to False): whether to show a bar.
 
     Raises:
@@ -89,7 +95,7 @@ class EcgClassificationPipeline(Pipeline):
         def taken(*names):
             return {name: parameters.pop(name) for name in names if parameters.get(name) is not None}
 
-        reading = taken("sampling_rate", "leads", "units", "on_doubt", "trusted", "progress")
+        reading = taken("sampling_rate", "leads", "units", "on_doubt", "trusted", "measurements", "progress")
         judging = taken("thresholds", "top_k", "window_pooling")
         parameters = {name: value for name, value in parameters.items() if value is not None}
         if parameters:
@@ -125,7 +131,7 @@ class EcgClassificationPipeline(Pipeline):
         if num_workers:
             raise ValueError(f"num_workers is {num_workers}; expected 0: run more processes to read with more")
         for outputs in self._scored(inputs, batch_size, preprocess_params, forward_params):
-            yield self.postprocess(outputs, **postprocess_params)
+            yield self._result(outputs, **postprocess_params)
 
     def _scored(self, recordings, batch_size, preprocess_params, forward_params):
         """
@@ -137,10 +143,14 @@ class EcgClassificationPipeline(Pipeline):
             raise ValueError(f"batch_size is {batch_size!r}; expected a whole number of at least 1")
         sized = hasattr(recordings, "__len__")  # a torch dataset has no other way to say where it ends
         sources = (recordings[index] for index in range(len(recordings))) if sized else recordings
+        preprocess_params = dict(preprocess_params)
+        measurements = preprocess_params.pop("measurements", False)
         waiting, batch = [], []
         for recording in sources:
             windows, show_progress = self.preprocess(recording, **preprocess_params)
             waiting.append(ScoredRecording(windows))
+            if measurements:
+                waiting[-1].measurements = measure_recording(windows.recording)
             bar = logging.tqdm(windows, total=len(windows), disable=not show_progress, desc=windows.recording.name)
             for window in bar:
                 if waiting[-1].leaves_out(window):
@@ -177,6 +187,10 @@ class EcgClassificationPipeline(Pipeline):
             return {"scores": logits.sigmoid()}
         return {"scores": logits if self.problem_type == "regression" else logits.softmax(-1)}
 
+    def _result(self, recording, **judging):
+        result = self.postprocess(recording, **judging)
+        return result if recording.measurements is None else {**result, "measurements": recording.measurements}
+
     def postprocess(self, recording, thresholds=None, top_k=None, window_pooling=None):
         """A scored recording -> its findings, timeline and notes."""
         if recording.refused is not None and recording.on_doubt == "refuse":
@@ -188,7 +202,13 @@ class EcgClassificationPipeline(Pipeline):
         present = self._present(pooled[None], thresholds)[0]
         labels = self.model.config.id2label
         findings = [
-            {"label": labels[index], "score": float(pooled[index]), "present": present[index]} for index in order
+            {
+                "label": labels[index],
+                **described(labels[index]),
+                "score": float(pooled[index]),
+                "present": present[index],
+            }
+            for index in order
         ]
         timeline = []
         if recording.num_windows > 1:
@@ -246,7 +266,7 @@ class EcgClassificationPipeline(Pipeline):
         reading, _, judging = self._sanitize_parameters(**arguments)
         judging = {**self._postprocess_params, **judging}
         windows, scored = self._read_and_score(recording, reading, batch_size)
-        result = self.postprocess(scored, **judging)
+        result = self._result(scored, **judging)
         attribution = None
         if result["findings"]:
             attribution = self._explain(windows, scored, label or most_notable(result["findings"]))
@@ -258,12 +278,15 @@ class EcgClassificationPipeline(Pipeline):
             timeline=result["timeline"],
             notes=result["notes"],
             refused=result["refused"],
+            measurements=result.get("measurements"),
         )
         return result, figure
 
     def _read_and_score(self, recording, reading, batch_size=None):
-        windows, progress = self.preprocess(recording, **{**self._preprocess_params, **reading})
-        reading = {"progress": progress, "on_doubt": windows.on_doubt}
+        reading = {**self._preprocess_params, **reading}
+        measurements = reading.pop("measurements", False)
+        windows, progress = self.preprocess(recording, **reading)
+        reading = {"progress": progress, "on_doubt": windows.on_doubt, "measurements": measurements}
         (scored,) = self._scored([windows.recording], batch_size, reading, {})
         return windows, scored
 
@@ -324,6 +347,8 @@ def load_pipeline(model, revision="main", device=None, **arguments):
 
 class ScoredRecording:
     """What a recording's windows said so far."""
+
+    measurements = None  # as `measure` returns them, where they were asked for
 
     def __init__(self, windows):
         self.num_windows, self.duration = len(windows), windows.recording.duration
@@ -410,6 +435,18 @@ class ScoredRecording:
         if len(self._of_windows) > MOST_WINDOW_NOTES:
             notes.append(f"and {len(self._of_windows) - MOST_WINDOW_NOTES} more notes on single windows")
         return notes
+
+
+def described(label):
+    """What a finding says of its label: with its name and group, where PTB-XL knows it."""
+    name, group = in_words(label)
+    return {"label": label} if group is None else {"label": label, "name": name, "group": group}
+
+
+def measure_recording(recording):
+    """The measurements of a recording's first minute."""
+    page = recording.read(0, min(recording.num_samples, round(MOST_SECONDS * recording.sampling_rate)))
+    return measure(page.signal, recording.sampling_rate, page.leads)
 
 
 def collate(windows):

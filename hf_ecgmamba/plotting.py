@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from .measurements import as_line
 from .recording import open_recording
+from .statements import in_words
 
 MILLIMETRES_PER_SECOND = 25.0
 MILLIMETRES_PER_MILLIVOLT = 10.0
@@ -56,6 +58,7 @@ def plot_recording(
     timeline=None,
     notes=None,
     refused=None,
+    measurements=None,
     start=None,
     dpi=150,
 ):
@@ -74,6 +77,7 @@ def plot_recording(
         timeline (`list[dict]`, *optional*): findings of a long recording, drawn over its whole length.
         notes (`list[str]`, *optional*): what the reader should know; the recording's own notes by default.
         refused (`str`, *optional*): why nothing is found in it, as the pipeline says.
+        measurements (`dict`, *optional*): as the pipeline returns them: a line of the header.
         start (`float`, *optional*): first second to draw; by default where the attribution is, else 0.
         dpi (`int`): dots per inch of a .png.
 
@@ -111,7 +115,13 @@ def plot_recording(
 
     # heights from the top: title, findings, timeline, paper, footer
     finding_rows = 0 if findings is None else math.ceil(min(len(findings), MOST_FINDINGS) / 4) or 1
-    header = 16 + LINE_HEIGHT * finding_rows + (4 + LINE_HEIGHT * len(timeline_labels) if timeline_labels else 0)
+    measured_height = 0 if measurements is None else LINE_HEIGHT
+    header = (
+        16
+        + measured_height
+        + LINE_HEIGHT * finding_rows
+        + (4 + LINE_HEIGHT * len(timeline_labels) if timeline_labels else 0)
+    )
     footer = 8 + 3.6 * len(note_lines)
     paper_height = 5 * math.ceil((sum(rise + depth for rise, depth in extents) + GAP_BETWEEN_ROWS * len(rows)) / 5)
     height = header + paper_height + footer
@@ -120,7 +130,9 @@ def plot_recording(
     axes.set_axis_off()
 
     draw_title(axes, height - 8, source, page, start, seconds)
-    top = height - 14
+    top = height - 14 - measured_height
+    if measurements is not None:
+        axes.text(MARGIN, height - 8 - LINE_HEIGHT, as_line(measurements), size=8.5, color=INK)
     if findings is not None:
         draw_findings(axes, top, findings, refused)
     if timeline_labels:
@@ -279,7 +291,7 @@ def draw_findings(axes, top, findings, refused=None):
         axes.text(left + 9, y, f"{found['score']:.0%}", size=8.5, weight=weight, color=colour, ha="right")
         axes.barh(y + 1.1, 12, 1.8, left=left + 11, color="#e5e7eb")
         axes.barh(y + 1.1, 12 * min(max(found["score"], 0), 1), 1.8, left=left + 11, color=colour)
-        label = shortened(found["label"], column_width - 29, 8.5, weight)
+        label = shortened(spelled_out(found["label"]), column_width - 29, 8.5, weight)
         axes.text(left + 25, y, label, size=8.5, weight=weight, color=colour)
     if len(findings) > len(shown):
         more = f"and {len(findings) - len(shown)} more labels with lower scores"
@@ -294,7 +306,7 @@ def draw_timeline(axes, top, timeline, labels, source, start, seconds):
     axes.barh((top + bottom) / 2, max(page_width, 0.6), top - bottom, left=page_left, color="#cbd5e1")
     for row, label in enumerate(labels):
         y = top - LINE_HEIGHT * (row + 0.5)
-        axes.text(MARGIN, y, shortened(label, 44, 8), size=8, color=INK, va="center")
+        axes.text(MARGIN, y, shortened(spelled_out(label), 44, 8), size=8, color=INK, va="center")
         axes.hlines(y, left, left + width, colors="#e5e7eb", linewidths=0.8)
         for entry in timeline:
             if entry["label"] == label:
@@ -309,12 +321,18 @@ def draw_footer(axes, footer, note_lines, attribution):
     axes.text(MARGIN, footer - 4.5, "25 mm/s    10 mm/mV", size=8, weight="bold", color=INK)
     if attribution is not None:
         axes.barh(footer - 3.4, 6, 2.4, left=MARGIN + 50, color=LOOKED_AT, alpha=0.45)
-        meaning = f"where the model looked for {shortened(attribution.label, 90, 8)}"
+        meaning = f"where the model looked for {shortened(spelled_out(attribution.label), 90, 8)}"
         axes.text(MARGIN + 58, footer - 4.5, meaning, size=8, color=INK)
     caution = "research software, not a medical device"
     axes.text(PAGE_WIDTH - MARGIN, footer - 4.5, caution, size=7, color=FAINT_INK, ha="right")
     for line, text in enumerate(note_lines):
         axes.text(MARGIN, footer - 8.8 - 3.6 * line, text, size=7, color=FAINT_INK)
+
+
+def spelled_out(label):
+    """AFIB: atrial fibrillation."""
+    words, group = in_words(label)
+    return label if group is None else f"{label}: {words}"
 
 
 def wrapped(notes):

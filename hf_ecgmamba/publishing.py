@@ -14,6 +14,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from .checksums import write_checksums
 from .modeling_ecgmamba import EcgMambaForSequenceClassification
 from .pipeline_ecg_classification import TASK, EcgClassificationPipeline
+from .statements import in_words
 
 HERE = Path(__file__).resolve().parent
 # an installed package has it within itself, a clone of the repository beside the package
@@ -182,5 +183,6 @@ def model_card(config, name, description, dataset, metrics, license):
         dataset=dataset,
         metrics=metrics or {},
         config=config,
+        words={label: in_words(label)[0] for label in labels},
         thresholds=dict(zip(labels, config.thresholds or [0.5] * len(labels), strict=True)),
     )

@@ -10,6 +10,7 @@ from matplotlib.image import AxesImage
 from matplotlib.text import Text
 
 from hf_ecgmamba.attribution import Attribution
+from hf_ecgmamba.measurements import FIELDS
 from hf_ecgmamba.plotting import PAGE_WIDTH, plot_recording
 from hf_ecgmamba.recording_channels import STANDARD_LEADS, Recording
 
@@ -98,7 +99,7 @@ def test_missing_samples_and_a_silent_lead_leave_gaps():
 
 def test_findings_are_written_present_ones_first():
     written = texts(plot_recording(heart(notes=["lead III derived from I and II"]), FINDINGS))
-    assert written.index("AFIB") < written.index("NORM")
+    assert written.index("AFIB: atrial fibrillati…") < written.index("NORM: normal ECG")
     assert {"93%", "12%", "lead III derived from I and II"} <= set(written)
 
 
@@ -133,14 +134,16 @@ def test_shade_lies_where_the_model_looked():
     left, right, _, _ = shade.get_extent()
     seconds = np.flatnonzero(opacity > 0.2) / len(opacity) * (right - left) / 25
     assert seconds.min() == pytest.approx(4, abs=0.05) and seconds.max() == pytest.approx(4.5, abs=0.05)
-    assert "where the model looked for AFIB" in texts(figure)
+    assert "where the model looked for AFIB: atrial fibrillation" in texts(figure)
 
 
 def test_long_recording_shows_the_chosen_span_and_its_timeline():
     timeline = [{"label": "AFIB", "start": 30.0, "end": 60.0, "score": 0.9}]
     figure = plot_recording(heart(("II",), 120), FINDINGS, timeline=timeline, start=40.0)
-    assert texts(figure).count("AFIB") == 2  # finding and row of the timeline
-    assert texts(plot_recording(heart(("II",), 10), FINDINGS, timeline=timeline)).count("AFIB") == 1
+    # finding and row of the timeline
+    assert sum(text.startswith("AFIB: atrial") for text in texts(figure)) == 2
+    figure = plot_recording(heart(("II",), 10), FINDINGS, timeline=timeline)
+    assert sum(text.startswith("AFIB: atrial") for text in texts(figure)) == 1
     assert "0:40 to 0:50 of 2:00    500 Hz    1 lead" in texts(figure)
     weights = np.ones((1, 1000), dtype=np.float32)
     figure = plot_recording(heart(("II",), 120), attribution=Attribution("AFIB", ("II",), weights, 75.0, 100.0))
@@ -182,3 +185,9 @@ def test_real_record(shared_data, tmp_path):
     figure = plot_recording(path, path=tmp_path / "real.svg")
     assert "10.0 s    500 Hz    12 leads" in texts(figure)
     assert (tmp_path / "real.svg").stat().st_size > 10_000
+
+
+def test_measurements_are_a_line_of_the_header():
+    measured = dict.fromkeys(FIELDS) | {"heart_rate_bpm": 71.6, "qrs_ms": 92.0, "axis_degrees": -12.3}
+    (line,) = [text for text in texts(plot_recording(heart(), FINDINGS, measurements=measured)) if "QRS" in text]
+    assert line.split("    ") == ["rate 72/min", "PR –", "QRS 92 ms", "QT –", "QTc –", "axis -12°", "SDNN –"]

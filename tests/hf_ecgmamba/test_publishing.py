@@ -119,7 +119,7 @@ def test_folder_holds_what_the_hub_reads(folder):
         module, name = reference.split(".")
         assert f"class {name}" in (folder / f"{module}.py").read_text()
     card = (folder / "README.md").read_text()
-    assert "| AFIB | 0.500 |" in card and "| macro_auc | 0.5 |" in card and "For tests." in card
+    assert "| AFIB: atrial fibrillation | 0.500 |" in card and "| macro_auc | 0.5 |" in card and "For tests." in card
     assert {"handler.py", "requirements.txt", "preprocessor_config.json", "model.safetensors"} <= set(
         os.listdir(folder)
     )
