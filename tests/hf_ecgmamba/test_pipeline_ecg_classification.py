@@ -207,6 +207,23 @@ def test_regression():
     assert [entry["score"] for entry in result["timeline"]] == pytest.approx(windows[:, 0].tolist(), abs=1e-5)
 
 
+def test_labels_are_named_in_words(ecg):
+    found = {finding["label"]: finding for finding in ecg(recording())["findings"]}
+    assert (found["AFIB"]["name"], found["AFIB"]["group"]) == ("atrial fibrillation", "rhythm")
+
+
+def test_measurements_come_where_they_are_asked_for(ecg, tmp_path):
+    pytest.importorskip("neurokit2", reason="neurokit2 is not installed (pip install neurokit2)")
+    time = np.arange(20 * RATE) / RATE
+    beats = np.exp(-(((time % 0.8) - 0.3) ** 2) / (2 * 0.012**2)) + 0.2 * np.exp(-(((time % 0.8) - 0.55) ** 2) / 0.004)
+    heart = Recording(np.stack([0.7 * beats, beats]).astype(np.float32), ("I", "II"), float(RATE), "heart")
+    assert "measurements" not in ecg(heart)
+    results = [*ecg([heart, heart], measurements=True), ecg.plot(heart, tmp_path / "heart.png", measurements=True)[0]]
+    for result in results:
+        assert result["measurements"]["heart_rate_bpm"] == pytest.approx(75, abs=1)
+        json.dumps(result)
+
+
 def test_top_k(ecg):
     assert ecg(recording(), top_k=2)["findings"] == ecg(recording())["findings"][:2]
 
