@@ -142,8 +142,8 @@ def test_long_recording_shows_the_chosen_span_and_its_timeline():
     figure = plot_recording(heart(("II",), 120), FINDINGS, timeline=timeline, start=40.0)
     # finding and row of the timeline
     assert sum(text.startswith("AFIB: atrial") for text in texts(figure)) == 2
-    figure = plot_recording(heart(("II",), 10), FINDINGS, timeline=timeline)
-    assert sum(text.startswith("AFIB: atrial") for text in texts(figure)) == 1
+    short = plot_recording(heart(("II",), 10), FINDINGS, timeline=timeline)
+    assert sum(text.startswith("AFIB: atrial") for text in texts(short)) == 1
     assert "0:40 to 0:50 of 2:00    500 Hz    1 lead" in texts(figure)
     weights = np.ones((1, 1000), dtype=np.float32)
     figure = plot_recording(heart(("II",), 120), attribution=Attribution("AFIB", ("II",), weights, 75.0, 100.0))
