@@ -109,9 +109,9 @@ def processes(folder, num_clips=16):
         cache = folder / f"cache{count}"
         cache.mkdir()
         extraction = Extraction(DEFAULT_FRONT_ENDS, ("audio", "vision"), str(cache))
-        times = []
-        for _ in extracted(rows, extraction, count):
-            times.append(time.perf_counter())
+        places = [place for _, place, _ in extracted(rows, extraction, count)]
+        # when they were written, not when this process came to hear of it
+        times = sorted(place.stat().st_mtime_ns / 1e9 for place in places)
         # from when every process has given its first
         seconds[count] = (times[-1] - times[count - 1]) / (num_clips - count)
     table = [[count, 10 / taken, seconds[1] / taken] for count, taken in seconds.items()]
