@@ -182,12 +182,12 @@ def extracted(rows, extraction, num_processes):
     """(row, file of its features, None), or (row, None, reason), of each row as it is done, over processes."""
     if num_processes <= 1 or len(rows) <= 1:
         _begin(extraction)
-        yield from map(_make, rows)
+        yield from map(make_features, rows)
         return
     # a forked process would share torch's threads with this one
     context = multiprocessing.get_context("spawn")
-    with context.Pool(min(num_processes, len(rows)), _begin_alone, (extraction,)) as pool:
-        yield from pool.imap_unordered(_make, rows)
+    with context.Pool(min(num_processes, len(rows)), begin_alone, (extraction,)) as pool:
+        yield from pool.imap_unordered(make_features, rows)
 
 
 _state = {}
@@ -200,15 +200,16 @@ def _begin(extraction):
     _state.update(extraction=extraction, reader=reader)
 
 
-def _begin_alone(extraction):
+def begin_alone(extraction):
+    """What a process of its own begins with, before `make_features`."""
     # processes divide the work, not threads within it
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     _begin(extraction)
 
 
-def _make(row):
-    """(row, file of its features, None), or (row, None, reason)."""
+def make_features(row):
+    """(row, file of its features, None), or (row, None, reason), by what this process has begun with."""
     extraction = _state["extraction"]
     try:
         place = extraction.place(row)
