@@ -48,10 +48,12 @@ def test_mse_voice_hears_raw_wavs_as_their_stored_features(shared_data):
     )
     folder = shared_data / "msa" / "ravdess"
     stored = pd.read_parquet(folder / "test.parquet").set_index("id")
-    right = 0
     for path in sorted((folder / "wav").glob("*.wav")):
         answer = pipe(str(path))
         given = pipe({"text": "", "audio": window_functionals(np.stack(stored.loc[path.stem].audio), 12, 6)})
         assert answer["probabilities"] == given["probabilities"]
-        right += answer["label"] == stored.loc[path.stem].label
-    assert right >= 8  # of 24; guessing gives 3
+    samples = [{"text": "", "audio": window_functionals(np.stack(steps), 12, 6)} for steps in stored.audio]
+    right = [
+        answer["label"] == label for answer, label in zip(pipe(samples, batch_size=16), stored.label, strict=True)
+    ]
+    assert sum(right) == pytest.approx(57, abs=2)  # of 134, as the card says
