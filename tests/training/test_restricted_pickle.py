@@ -195,6 +195,10 @@ def make_exploits(marker):
         "a codec": (by_name("_codecs", "encode", "x", "rot13"), "rot13"),
         "a class as a value": (b"cnumpy\ndtype\n.", ""),
         "a builtin type that only a defaultdict names": (by_name("builtins", "str", "x"), "builtin type"),
+        "the state of a defaultdict's class": (b"ccollections\ndefaultdict\n(N}S'__init__'\nI1\nstb.", ""),
+        "the state of a defaultdict": (by_name("collections", "defaultdict")[:-1] + b"(N}S'__init__'\nI1\nstb.", ""),
+        "the state of a tensor's class": (b"ctorch._utils\n_rebuild_tensor_v2\n(N}S'build'\nI1\nstb.", ""),
+        "the state of an OrderedDict's class": (b"ccollections\nOrderedDict\n(N}S'update'\nI1\nstb.", ""),
         "a factory": (pickle.dumps(Calls(collections.defaultdict, os.getcwd)), os.getcwd.__module__),
         "inside a tensor": (
             pickle.dumps(Calls(torch.storage._load_from_bytes, pickle.dumps(Calls(os.system, command)))),
@@ -218,6 +222,7 @@ def test_a_pickle_that_would_run_code_is_refused_by_name_and_runs_nothing(tmp_pa
     assert str(path) in str(caught.value)
     assert offending in str(caught.value)
     assert isinstance(restricted_pickle._PickledClass.__doc__, str)
+    assert restricted_pickle._PickledDefaultDict(None, {"a": 1}) == {"a": 1}
     assert not marker.exists()
 
 

@@ -222,7 +222,10 @@ def _mse_adapter_samples(entries, path):
     for index, entry in enumerate(entries):
         features = entry.get("features") if isinstance(entry, dict) else None
         if not isinstance(features, dict) or "text" not in features or "label" not in entry:
-            raise ValueError(f"{path}, entry {index}: expected {{features: {{text, audio, video, ...}}, label}}")
+            raise ValueError(
+                f"{path}, entry {index}: expected {{features: {{text, audio, video, ...}}, label}} (the files of "
+                "IEMOCAP's and MELD's conversations are read by load_conversations, --dataset conversations)"
+            )
         sample = {"id": f"{path.stem}_{index}", "dialogue_id": f"{path.stem}_{index}"}
         sample |= {field: entry[field] for field in ("id", "dialogue_id", "utterance_id", "speaker") if field in entry}
         sample |= {"text": features["text"], "label": entry["label"]}

@@ -361,6 +361,9 @@ class _PickledDefaultDict(dict):
     def __init__(self, _factory=None, *content):
         super().__init__(*content)
 
+    def __setstate__(self, state):
+        raise UnsafePickleError("it sets the state of a defaultdict")
+
 
 class _PickledFactory(_Stand):
     """Stands where a defaultdict names the type of its values: never called."""
