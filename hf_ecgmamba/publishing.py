@@ -96,7 +96,8 @@ def save_for_hub(
         save_with_code(model, feature_extractor, staging, max_shard_size)
         for file in ENDPOINT_FILES:
             shutil.copyfile(CARD_FOLDER / file, staging / file)
-        if isinstance(model, EcgMambaForSequenceClassification):
+        says_something = model.config.problem_type is not None or model.config.num_labels == 1
+        if isinstance(model, EcgMambaForSequenceClassification) and says_something:
             save_example(model, feature_extractor, staging)
         model_card(model.config, name, description, dataset, metrics, license).save(staging / "README.md")
         write_checksums(staging)

@@ -108,3 +108,23 @@ def test_as_a_process(model_folder, file):
     command[3] = "nowhere.hea"
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("hf_ecgmamba: nowhere.hea")
+
+
+def test_a_signal_in_doubt_has_exit_code_3(model_folder, tmp_path, capsys):
+    flat = tmp_path / "flat.npz"
+    np.savez(flat, signal=np.zeros((2, 400)), sampling_rate=100, leads=["I", "II"])
+    assert main([str(flat), "--model", str(model_folder)]) == 3
+    assert "no findings: every lead is flat" in capsys.readouterr().out
+    assert main([str(flat), "--model", str(model_folder), "--json"]) == 3
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["findings"] == [] and printed["refused"].startswith("every lead is flat")
+    assert main([str(flat), "--model", str(model_folder), "--on_doubt", "note"]) == 0
+    written = capsys.readouterr().out
+    assert "in doubt: every lead is flat" in written and "NORM" in written
+
+
+def test_units_as_a_number(model_folder, tmp_path, capsys):
+    np.savez(tmp_path / "counts.npz", signal=np.arange(800).reshape(2, 400) % 900, fs=100, leads=["I", "II"])
+    assert main([str(tmp_path / "counts.npz"), "--model", str(model_folder)]) == 2
+    assert "whole numbers, as a converter counts; give --units" in capsys.readouterr().err
+    assert main([str(tmp_path / "counts.npz"), "--model", str(model_folder), "--units", "0.001"]) == 0

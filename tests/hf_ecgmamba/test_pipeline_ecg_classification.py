@@ -12,7 +12,8 @@ from hf_ecgmamba.configuration_ecgmamba import EcgMambaConfig
 from hf_ecgmamba.feature_extraction_ecgmamba import EcgMambaFeatureExtractor
 from hf_ecgmamba.modeling_ecgmamba import EcgMambaForSequenceClassification
 from hf_ecgmamba.pipeline_ecg_classification import EcgClassificationPipeline, ScoredRecording, joined
-from hf_ecgmamba.recording_channels import Recording
+from hf_ecgmamba.recording_channels import STANDARD_LEADS, Recording
+from tests.hf_ecgmamba.signals import heart
 
 LABELS = ("NORM", "AFIB", "MI")
 RATE = 100
@@ -335,3 +336,56 @@ def test_half_an_hour_of_real_ecg(ecg, shared_data):
     assert "MLII taken as II" in result["notes"] and any("V1" in note for note in result["notes"])
     assert result["timeline"][0]["start"] == 0
     assert max(entry["end"] for entry in result["timeline"]) == pytest.approx(1805.6, abs=0.1)
+
+
+# -- no findings, the reason ------------------------------------------------------------------------------------------
+
+
+def six_limb_leads(signal, names=STANDARD_LEADS[:6]):
+    return {"array": signal, "sampling_rate": RATE, "leads": list(names), "units": "mV"}
+
+
+@pytest.mark.parametrize(
+    ("doubtful", "reason"),
+    [
+        (six_limb_leads(np.zeros((6, 400))), "every lead is flat"),
+        (six_limb_leads(np.full((6, 400), 0.3)), "every lead is flat"),
+        (six_limb_leads(1000 * heart(400)[:6]), "its amplitudes are not those of an ECG in mV"),
+        (six_limb_leads(heart(400)[:6] / 1000), "its amplitudes are not those of an ECG in mV"),
+        (six_limb_leads(heart(400)[[0, 1, 2, 3, 5, 4]]), "explained if aVL and aVF are swapped"),
+        ({"array": 10 * heart(400)[:2], "sampling_rate": RATE, "leads": ["I", "II"]}, "no unit, and a height"),
+    ],
+)
+def test_no_findings_in_a_signal_in_doubt(ecg, tmp_path, doubtful, reason):
+    result, _ = ecg.plot(doubtful, tmp_path / "ecg.png")
+    assert result["findings"] == [] and result["timeline"] == [] and reason in result["refused"]
+    assert result == ecg(doubtful) and (tmp_path / "ecg.png").stat().st_size > 0
+    with pytest.raises(ValueError, match=r"no findings: .*on_doubt=\"note\" insists"):
+        ecg.explain(doubtful)
+    insisted = ecg(doubtful, on_doubt="note")
+    assert len(insisted["findings"]) == len(LABELS) and insisted["refused"] == result["refused"]
+    assert result["refused"] in insisted["notes"]
+
+
+def test_what_is_right_or_says_too_little_is_read(ecg):
+    unnamed = {"array": np.random.default_rng(0).normal(size=(12, 400)), "sampling_rate": RATE}
+    for right in (six_limb_leads(heart(400)[:6]), recording(), unnamed):
+        result = ecg(right)
+        assert result["refused"] is None and len(result["findings"]) == len(LABELS)
+    with pytest.raises(ValueError, match="on_doubt is 'ask'; expected 'refuse' or 'note'"):
+        ecg(recording(), on_doubt="ask")
+
+
+def test_flat_windows_of_a_long_recording_are_left_out_and_wrong_leads_refuse_it_all(ecg):
+    limbs = heart(2400)[:6]
+    off = limbs.copy()
+    off[:, 1000:] = 0.1
+    result = ecg(six_limb_leads(off))
+    assert result["refused"] is None and len(result["findings"]) == len(LABELS)
+    assert any("windows, the first at" in note and "every lead is flat" in note for note in result["notes"])
+    assert max((entry["end"] for entry in result["timeline"]), default=0) < 14
+    swapped = limbs[[0, 1, 2, 3, 5, 4]]
+    swapped[:, 2000:] = limbs[:, 2000:]
+    assert "aVL and aVF are swapped" in ecg(six_limb_leads(swapped))["refused"]
+    together = ecg([six_limb_leads(off * 0), six_limb_leads(limbs), six_limb_leads(swapped)])
+    assert [one["refused"] is None for one in together] == [False, True, False]

@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoFeatureExtractor
 
 from hf_ecgmamba.configuration_ecgmamba import EcgMambaConfig
@@ -164,3 +165,14 @@ def test_refusals(parts, tmp_path):
     with pytest.raises(ValueError, match="dataset is None"):
         save_for_hub(model, extractor, tmp_path, metrics={"macro_auc": 0.9})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_metrics_are_numbers_whoever_made_them(parts, tmp_path):
+    metrics = {"a": np.float64(0.5), "b": np.float32(0.25), "c": torch.tensor(0.75), "d": 1, "e": np.array([0.125])}
+    save_for_hub(*parts, tmp_path, dataset="noise", metrics=metrics)
+    results = ModelCard.load(tmp_path / "README.md").data.eval_results
+    written = {one.metric_type: one.metric_value for one in results}
+    assert written == {"a": 0.5, "b": 0.25, "c": 0.75, "d": 1, "e": 0.125}
+    for wrong in ("0.5", None, [0.5], True):
+        with pytest.raises(ValueError, match="metrics: macro_auc is .*; expected a number"):
+            save_for_hub(*parts, tmp_path, dataset="noise", metrics={"macro_auc": wrong})

@@ -1,9 +1,12 @@
 """From recordings of every data set to cached tensors."""
 
+import os
+
 import numpy as np
 import pytest
 
 from hf_ecgmamba import EcgMambaFeatureExtractor
+from tests.hf_ecgmamba.signals import heart
 from training.data.cpsc2018 import load_cpsc2018
 from training.data.ecg_records import EcgCollection, EcgRecord, assign_splits, load_splits, split_labels
 
@@ -73,3 +76,25 @@ def test_bad_collections_are_named():
         EcgCollection((), (EcgRecord("one", None, (), "train"),))
     with pytest.raises(ValueError, match=r"'one' is labelled \['PVC'\]"):
         EcgCollection(("AF",), (EcgRecord("one", None, ("PVC",), "train"),))
+
+
+def test_the_cache_knows_when_files_are_replaced(tmp_path):
+    def write(scale, mtime):
+        """A record of two files; the header stays."""
+        counts = np.round(scale * 1000 * heart(500)).astype("<i2")
+        counts.T.tofile(tmp_path / "signals.dat")
+        lines = [f"signals.dat 16 1000/mV 16 0 0 0 0 {lead}" for lead in READER.leads]
+        (tmp_path / "one.hea").write_text("\n".join(["one 12 100 500", *lines]) + "\n")
+        for name in ("signals.dat", "one.hea"):
+            os.utime(tmp_path / name, ns=(mtime if name == "signals.dat" else 10**18,) * 2)
+
+    def height():
+        collection = EcgCollection(("AF",), (EcgRecord("one", str(tmp_path / "one.hea"), ("AF",), "train"),))
+        rows = load_splits(collection, READER, cache_dir=str(tmp_path / "cache"))["train"]
+        return float(np.ptp(rows[0]["input_values"]))
+
+    write(1, 10**18)
+    first = height()
+    assert height() == first and len(list((tmp_path / "cache").rglob("*.arrow"))) == 1
+    write(2, 10**18 + 1)
+    assert height() == pytest.approx(2 * first, rel=0.01)

@@ -21,8 +21,9 @@ from hf_ecgmamba import (
     EcgMambaFeatureExtractor,
     EcgMambaForSequenceClassification,
 )
+from tests.hf_ecgmamba.signals import heart
 from tests.training.machines import launch, outputs_of
-from training.predict import PredictArguments, find_sources, list_recordings, main
+from training.predict import PredictArguments, count_others, find_sources, list_recordings, main
 
 SCRIPT = Path(__file__).resolve().parents[2] / "training" / "predict.py"
 
@@ -273,3 +274,27 @@ def test_what_a_job_writes_is_no_input_of_the_next(tmp_path):
         find_sources(PredictArguments(model="m", input=str(tmp_path), output=str(tmp_path)))
     outside = find_sources(PredictArguments(model="m", input=str(tmp_path / "out"), output=str(tmp_path)))
     assert outside.names == ["failed.csv"]
+
+
+def test_what_is_passed_over_is_counted(tmp_path):
+    for name in ("a.hea", "a.dat", "a.csv", "b.xyz", "c.xyz", "d.doc", "README", ".hidden", "out/e.xyz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("a 1 100\na.dat 16\n" if name == "a.hea" else "x")
+    counted = count_others(tmp_path, ["a.hea"], leave_out=tmp_path / "out")
+    assert counted == "2 .xyz, 1 without ending, 1 .csv beside a header, 1 .doc"
+
+
+def test_a_signal_in_doubt_is_listed_as_failed(model, tmp_path):
+    leads = EcgMambaConfig().leads
+    (tmp_path / "in").mkdir()
+    swapped = heart(500)[[1, 0, *range(2, 12)]]
+    for name, values in (("flat", np.zeros((12, 500))), ("good", heart(500)), ("swapped", swapped)):
+        np.savez(tmp_path / "in" / f"{name}.npz", signal=values, fs=100, leads=leads)
+    main(flags(model, tmp_path / "in", tmp_path / "out", "--num_workers", "0"))
+    assert list(table(tmp_path / "out").record) == ["good.npz"]
+    failed = failures(tmp_path / "out")
+    assert failed["flat.npz"].startswith("no findings: every lead is flat")
+    assert "I and II are swapped" in failed["swapped.npz"]
+    main(flags(model, tmp_path / "in", tmp_path / "noted", "--num_workers", "0", "--on_doubt", "note"))
+    assert sorted(table(tmp_path / "noted").record) == ["flat.npz", "good.npz", "swapped.npz"]
+    assert failures(tmp_path / "noted") == {}

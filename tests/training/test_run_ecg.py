@@ -24,7 +24,7 @@ from hf_ecgmamba import (
 from tests.training.machines import launch, outputs_of
 from training.checkpoints import last_checkpoint
 from training.ecg_trainer import EcgTrainer
-from training.run_ecg import EcgTrainingArguments, ModelArguments, build_model, load_teacher, main
+from training.run_ecg import DataArguments, EcgTrainingArguments, ModelArguments, build_model, load_teacher, main
 
 SCRIPT = Path(__file__).resolve().parents[2] / "training" / "run_ecg.py"
 RECIPE = """
@@ -300,3 +300,37 @@ def test_fine_tuning_keeps_the_network_and_takes_a_new_head(pretrained, tmp_path
 def test_fine_tuning_another_network_is_refused(pretrained, given, message):
     with pytest.raises(ValueError, match=message):
         build_model(ModelArguments(model_name_or_path=str(pretrained / "labels"), **given), ("AF", "NORM"))
+
+
+def test_rows_of_the_classifier_follow_their_labels(tmp_path):
+    before = ("NORM", "AFIB", "LBBB")
+    labels = {"id2label": dict(enumerate(before)), "label2id": {name: k for k, name in enumerate(before)}}
+    config = EcgMambaConfig(hidden_size=16, num_hidden_layers=1, problem_type="multi_label_classification", **labels)
+    model = EcgMambaForSequenceClassification(config)
+    torch.nn.init.normal_(model.classifier.bias)
+    save_for_hub(model, EcgMambaFeatureExtractor.from_model_config(config), tmp_path)
+    for after in (("AFIB", "LBBB", "NORM"), ("LBBB", "MI", "NORM"), ("AFIB",), ("A", "B", "C")):
+        tuned, _ = build_model(ModelArguments(model_name_or_path=str(tmp_path)), after)
+        assert tuned.classifier.weight.shape == (len(after), 16) and tuned.config.num_labels == len(after)
+        for row, name in enumerate(after):
+            same = [
+                torch.equal(tuned.classifier.weight[row], model.classifier.weight[k])
+                and torch.equal(tuned.classifier.bias[row], model.classifier.bias[k])
+                for k in range(3)
+            ]
+            assert same == [name == other for other in before], (after, name)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"dataset": "folder", "label_set": "superdiagnostic"}, "label_set is 'superdiagnostic', which is for ptbxl"),
+        ({"dataset": "folder", "source_sampling_rate": 500}, "source_sampling_rate is 500, which is for ptbxl"),
+        ({"dataset": "cpsc2018", "labels_table": "a.csv"}, "labels_table is 'a.csv', which is for folder"),
+        ({"dataset": "ptbxl", "num_records": 5}, "num_records is 5, which is for simulated"),
+        ({"dataset": "simulated"}, "data_dir is 'here'; expected none for simulated"),
+    ],
+)
+def test_arguments_of_other_data_sets_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        DataArguments(data_dir="here", **given)
