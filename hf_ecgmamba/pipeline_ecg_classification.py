@@ -1,5 +1,6 @@
 """A recording in, findings out: the pipeline behind `pipeline("ecg-classification", ...)`."""
 
+from collections import Counter
 from itertools import islice, pairwise, takewhile
 from pathlib import Path
 from types import GeneratorType
@@ -414,7 +415,7 @@ class ScoredRecording:
 
     def notes(self):
         """Each note once; those of single windows of a long recording with how many there were and the first."""
-        doubts = list(dict.fromkeys(doubt.reason for doubt, _ in self._doubts))
+        doubts = [reason for reason, _ in Counter(doubt.reason for doubt, _ in self._doubts).most_common()]
         if self.num_windows == 1:
             return [*self._notes, *self._of_windows, *doubts]
         notes = list(self._notes)

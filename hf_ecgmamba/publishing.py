@@ -154,7 +154,7 @@ def drawn_up_ecg(leads, sampling_rate, seconds=10.0):
 def as_number(metric, value):
     """A metric as the card's YAML writes it: numpy's and torch's numbers are Python's."""
     number = value
-    if hasattr(value, "item") and np.size(value) == 1:
+    if hasattr(value, "item") and np.asarray(value).size == 1:
         number = value.item()
     if not isinstance(number, (int, float)) or isinstance(number, bool):
         raise ValueError(f"metrics: {metric} is {value!r}; expected a number")

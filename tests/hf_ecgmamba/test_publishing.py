@@ -174,5 +174,5 @@ def test_metrics_are_numbers_whoever_made_them(parts, tmp_path):
     written = {one.metric_type: one.metric_value for one in results}
     assert written == {"a": 0.5, "b": 0.25, "c": 0.75, "d": 1, "e": 0.125}
     for wrong in ("0.5", None, [0.5], True):
-        with pytest.raises(ValueError, match="metrics: macro_auc is .*; expected a number"):
+        with pytest.raises(ValueError, match=r"metrics: macro_auc is .*; expected a number"):
             save_for_hub(*parts, tmp_path, dataset="noise", metrics={"macro_auc": wrong})
