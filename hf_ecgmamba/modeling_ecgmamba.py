@@ -22,6 +22,7 @@ from .checksums import forget_checksums, require_saved_weights
 from .configuration_ecgmamba import EcgMambaConfig
 from .depthwise_convolution import convolve_both_ways
 from .numba_vectors import runs_directly
+from .pipeline_code import save_pipeline_code
 from .selective_scan import selective_scan
 from .token_convolution import can_use_kernels, convolve_and_normalise, convolve_tokens, feed_forward
 
@@ -221,9 +222,10 @@ class EcgMambaPreTrainedModel(PreTrainedModel):
         return loaded
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As `PreTrainedModel.save_pretrained`."""
+        """As `PreTrainedModel.save_pretrained`; where the config names a pipeline, with its code."""
         forget_checksums(save_directory)
         super().save_pretrained(save_directory, *args, **kwargs)
+        save_pipeline_code(self.config, save_directory)
 
     @torch.no_grad()
     def _init_weights(self, module):

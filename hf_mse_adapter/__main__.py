@@ -104,12 +104,12 @@ def load_pipeline(options):
     from transformers.utils import logging
 
     from .configuration_mse_adapter import MseConfig
-    from .modeling_mse_adapter import MseForConditionalGeneration
+    from .modeling_mse_adapter import MseForConditionalGeneration, is_peft_folder
     from .pipeline_multimodal_sentiment import MultimodalSentimentPipeline
     from .processing_mse_adapter import MseProcessor
 
     model_type = MseConfig.get_config_dict(options.model, revision=options.revision)[0].get("model_type")
-    if model_type != MseConfig.model_type:
+    if model_type != MseConfig.model_type and not is_peft_folder(options.model, {"revision": options.revision}):
         raise ValueError(f"--model {options.model} holds a model of type {model_type!r}; expected an MSE-Adapter")
     try:
         torch.empty(0, device=options.device)

@@ -5,7 +5,9 @@ embeddings are looked at, and it runs by `inputs_embeds`. One that needs the tok
 every layer) refuses by itself; one that ignores the attention mask (RWKV) reads padding, and wants batches of one.
 """
 
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import transformers
@@ -536,6 +538,14 @@ def load_language_model(name, **options):
         if options.get("trust_remote_code"):
             raise remote_code_error(name, error) from error
         raise
+
+
+def save_language_model(llm, folder):
+    """Write an LLM into a folder of a model's own folder. Code that it brings is looked for beside the model's, so it
+    stands there, too."""
+    llm.save_pretrained(folder)
+    for file in Path(folder).glob("*.py"):
+        shutil.copyfile(file, Path(folder).parent / file.name)
 
 
 def is_remote_code(llm):

@@ -28,11 +28,13 @@ from .adapted_language_model import (
     prepare_inputs,
     require_embeddings_are_enough,
     require_head_layers,
+    save_language_model,
     train_only_adapter,
 )
 from .backbone_likeness import require_likeness
 from .checksums import forget_checksums, require_saved_weights
 from .configuration_mse_adapter import MseAdapterConfig, MseConfig
+from .pipeline_code import save_pipeline_code
 
 PEFT_CONTAINER = "mse_adapter_modules"
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
@@ -375,6 +377,10 @@ class MseForConditionalGeneration(PreTrainedModel):
         hub_options = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
         own_place = {name: kwargs[name] for name in ("revision", "subfolder") if kwargs.get(name)}
         folder = pretrained_model_name_or_path
+        # pipelines say where they call from, and give a PEFT folder the config of its LLM
+        kwargs.pop("_from_pipeline", None)
+        if getattr(config, "model_type", MseConfig.model_type) != MseConfig.model_type:
+            config = None
         if isinstance(config, MseConfig) and config._attn_implementation is not None:
             # AutoModel writes the option into the config; it is the LLM that attends
             attn_implementation = attn_implementation or config._attn_implementation
@@ -386,8 +392,9 @@ class MseForConditionalGeneration(PreTrainedModel):
             require_saved_weights(folder, **own_options)
         loading_info, foreign = {}, {}
         try:
-            if config is None and _is_peft_folder(folder, hub_options | own_place):
+            if config is None and is_peft_folder(folder, hub_options | own_place):
                 model, foreign = cls._from_peft_folder(folder, hub_options | own_place)
+                model.config.name_or_path = model.name_or_path = str(folder)
             else:
                 _require_own_type(folder, config, hub_options | own_place)
                 model, loading_info = super().from_pretrained(
@@ -484,9 +491,15 @@ class MseForConditionalGeneration(PreTrainedModel):
                 )
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As `PreTrainedModel.save_pretrained`: the adapter alone, and config.json."""
+        """As `PreTrainedModel.save_pretrained`: the adapter alone, and config.json. An LLM that lies within the
+        model's own folder (backbone_name_or_path begins with "./") is saved in the new one, too, and where the config
+        names a pipeline, its code."""
         forget_checksums(save_directory)
         super().save_pretrained(save_directory, *args, **kwargs)
+        named = self.config.backbone_name_or_path or ""
+        if named.startswith("./") and self.language_model is not None and kwargs.get("is_main_process", True):
+            save_language_model(self.language_model, Path(save_directory, named))
+        save_pipeline_code(self.config, save_directory)
 
     def save_as_peft(self, folder):
         """Write the adapter as a plain PEFT folder: adapter_config.json and adapter_model.safetensors."""
@@ -635,7 +648,8 @@ def _tokenizers_of(folder, own_place, llm_folder):
         return None
 
 
-def _is_peft_folder(folder, hub_options):
+def is_peft_folder(folder, hub_options):
+    """Whether a folder or repository is of PEFT's layout (adapter_config.json, and no config.json)."""
     quietly = {"_raise_exceptions_for_missing_entries": False, **hub_options}
     if cached_file(folder, "config.json", **quietly) is not None:
         return False

@@ -11,10 +11,10 @@ import numpy as np
 from huggingface_hub import ModelCard, ModelCardData
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from .adapted_language_model import is_remote_code
+from .adapted_language_model import is_remote_code, save_language_model
 from .backbone_likeness import likeness_of
 from .checksums import write_checksums
-from .modeling_mse_adapter import MseForConditionalGeneration
+from .configuration_mse_adapter import MseConfig
 from .pipeline_multimodal_sentiment import MultimodalSentimentPipeline
 from .processing_mse_adapter import MODALITIES
 
@@ -76,7 +76,8 @@ def save_for_hub(
     Raises:
         ValueError: if the model is of another class, or the processor does not fit it.
     """
-    if not isinstance(model, MseForConditionalGeneration):
+    # one of AutoModel is of the class that its folder brought, which is another one to Python
+    if getattr(model.config, "model_type", None) != MseConfig.model_type or not hasattr(model, "adapter"):
         raise ValueError(f"model is a {type(model).__name__}; expected an MseForConditionalGeneration")
     fields = ["audio_dim", "vision_dim", "num_pseudo_tokens", "task", "language", "prompt_template"]
     fields += ["label_range", "label_step"] if model.config.task == "regression" else ["id2label"]
@@ -99,11 +100,8 @@ def save_for_hub(
         processor.save_pretrained(staging)
         _add_to_json(staging / "processor_config.json", {"auto_map": {"AutoProcessor": AUTO_MAP["AutoProcessor"]}})
         additions = {"auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
-        if include_backbone:
-            model.language_model.save_pretrained(staging / BACKBONE_FOLDER)
-            # code that the LLM brings is looked for beside our own, wherever in a repository its weights are
-            for file in (staging / BACKBONE_FOLDER).glob("*.py"):
-                shutil.copyfile(file, staging / file.name)
+        if include_backbone and not (named or "").startswith("./"):
+            save_language_model(model.language_model, staging / BACKBONE_FOLDER)
             additions |= {"backbone_name_or_path": f"./{BACKBONE_FOLDER}", "backbone_revision": None}
         else:
             additions |= {"backbone_likeness": likeness_of(model.language_model)}
