@@ -100,11 +100,11 @@ def save_for_hub(
         processor.save_pretrained(staging)
         _add_to_json(staging / "processor_config.json", {"auto_map": {"AutoProcessor": AUTO_MAP["AutoProcessor"]}})
         additions = {"auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
-        if include_backbone and not (named or "").startswith("./"):
+        if not include_backbone:
+            additions |= {"backbone_likeness": likeness_of(model.language_model)}
+        elif not (named or "").startswith("./"):  # such a one the model has saved itself
             save_language_model(model.language_model, staging / BACKBONE_FOLDER)
             additions |= {"backbone_name_or_path": f"./{BACKBONE_FOLDER}", "backbone_revision": None}
-        else:
-            additions |= {"backbone_likeness": likeness_of(model.language_model)}
         _add_to_json(staging / "config.json", additions)
         for file in ("handler.py", "requirements.txt"):
             if (card_folder / file).is_file():
