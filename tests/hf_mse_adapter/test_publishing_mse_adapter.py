@@ -34,6 +34,7 @@ def test_what_a_published_folder_holds(tmp_path):
         "adapted_language_model.py",
         "answers.py",
         "audio_features.py",
+        "backbone_likeness.py",
         "checkpoint-7",
         "checksums.json",
         "checksums.py",
@@ -48,6 +49,7 @@ def test_what_a_published_folder_holds(tmp_path):
         "lower_layers.py",
         "model.safetensors",
         "modeling_mse_adapter.py",
+        "pipeline_code.py",
         "pipeline_multimodal_sentiment.py",
         "processing_mse_adapter.py",
         "processor_config.json",
@@ -55,6 +57,7 @@ def test_what_a_published_folder_holds(tmp_path):
         "speech_recognition.py",
         "tokenizer.json",
         "tokenizer_config.json",
+        "transcripts.py",
     }
     assert all(name.startswith("adapter.") for name in load_file(folder / "model.safetensors"))
     config = json.loads((folder / "config.json").read_text())
