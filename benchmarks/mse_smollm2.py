@@ -6,8 +6,8 @@
 
 Mean absolute error, Pearson correlation, accuracy of the sign (negative or not, all clips) on the test split. Probes
 are ridge regressions whose penalty the validation split chooses; the adapter's rows are means over the seeds of the
-second command, each seed's epoch chosen on the validation split. The last rows show the adapters that were trained on
-one copy of the LLM around others: every weight moved by uniform noise of one step of Q4_1 (a 15th of the range of its
+second command, each seed's epoch chosen on the validation split. Some rows show the adapters that were trained on one
+copy of the LLM around others: every weight moved by uniform noise of one step of Q4_1 (a 15th of the range of its
 block of 32), and its float32 weights where it was trained on bfloat16.
 """
 
@@ -54,6 +54,15 @@ def main():
     show(rows)
 
     llm = AutoModelForCausalLM.from_pretrained(options.llm, dtype=torch.bfloat16)
+    folders = sorted(options.runs.glob("seed_*"))
+    rows += adapter_rows("adapter", folders, llm, splits, labels, ([], ["audio"], ["text"]))
+    show(rows)
+    recorded = likeness_of(llm)
+    for name, other in (("float32", copy.deepcopy(llm).float()), ("noise of one step of Q4_1", with_noise(llm))):
+        cosine = require_likeness(other, recorded)
+        rows += adapter_rows(f"adapter, LLM with {name} (cosine {cosine:.4f})", folders, other, splits, labels, ([],))
+    show(rows)
+
     for case in (False, True):
         states = probe_states(llm, options.llm, splits, case)
         for place, layer in enumerate(LAYERS):
@@ -64,15 +73,6 @@ def main():
             name = f"ridge on the last token after layer {layer} of 30, {'sentence case' if case else 'UPPER CASE'}"
             rows.append([name, *scores(ridge(inputs, labels, penalties), labels)])
         show(rows)
-
-    folders = sorted(options.runs.glob("seed_*"))
-    rows += adapter_rows("adapter", folders, llm, splits, labels, ([], ["audio"], ["text"]))
-    show(rows)
-    recorded = likeness_of(llm)
-    for name, other in (("float32", llm.float()), ("noise of one step of Q4_1", with_noise(llm.float()))):
-        cosine = require_likeness(other, recorded)
-        rows += adapter_rows(f"adapter, LLM with {name} (cosine {cosine:.4f})", folders, other, splits, labels, ([],))
-    show(rows)
 
 
 def probe_states(llm, folder, splits, sentence_case):
@@ -110,7 +110,7 @@ def adapter_rows(name, folders, llm, splits, labels, withheld):
 @torch.no_grad()
 def with_noise(llm):
     """A copy of the LLM whose matrices' weights are moved by uniform noise of one step of Q4_1."""
-    llm = copy.deepcopy(llm)
+    llm = copy.deepcopy(llm).float()
     generator = torch.Generator().manual_seed(0)
     for parameter in llm.parameters():
         if parameter.ndim == 2:
