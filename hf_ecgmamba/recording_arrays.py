@@ -62,7 +62,7 @@ def _open_table(table, name):
         columns, titles = [table[title] for title in table.columns], list(table.columns)
     if not columns or not len(columns[0]):
         raise ValueError(f"{name} is a table without {'rows' if columns else 'columns'}")
-    titles = [None if title is None or title == "" else str(title) for title in titles]
+    titles = [None if title is None or title == "" else _text(title) for title in titles]
     rows = [_column(column, title, name) for column, title in zip(columns, titles, strict=True)]
     whole = all(row.dtype.kind in "iu" for row in rows)
     matrix = np.stack(rows) if whole else np.stack([np.asarray(row, np.float64) for row in rows])
@@ -148,7 +148,10 @@ class _Stated:
             return None if value is None or value.size == 0 else value
 
         rate = first(_RATE_KEYS)
-        self.rate = None if rate is None else float(self._numbers("sampling rate", rate)[0])
+        rates = [] if rate is None else sorted(set(self._numbers("sampling rate", rate).tolist()))
+        if len(rates) > 1:
+            raise ValueError(f"{source} states the sampling rates {rates}; expected one")
+        self.rate = rates[0] if rates else None
         leads, units = first(_LEAD_KEYS), first(_UNIT_KEYS)
         self.leads, self.units = _words(leads), _words(units)
         if self.leads is None and leads is not None:

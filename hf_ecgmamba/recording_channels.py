@@ -573,8 +573,12 @@ def _timing(name, times, title):
     rounding = next(
         (10.0**-k for k in range(10) if np.allclose(times, np.round(times, k), rtol=0, atol=1e-3 * 10.0**-k)), 0.0
     )
+    stands = steps <= 1e-3 * rounding
+    if stands.mean() > 0.1 and steps[~stands].min() > 1.5 * rounding:
+        raise ValueError(f"{name}: its column {title!r} has {stands.sum()} times twice; expected one for each sample")
     usual = steps[steps <= 2.5 * max(np.median(steps), rounding)].mean()
-    is_hole = steps > 1.5 * usual + 0.999 * rounding if rounding < usual else steps > 1.5 * usual
+    is_exact = 0.9 * rounding <= usual <= 1.0001 * rounding  # a step is the rounding: rows are counted
+    is_hole = steps > 1.5 * usual + (0.0 if is_exact else 0.999 * rounding)
     usual = steps[~is_hole].mean()
     counted = np.where(is_hole, np.maximum(np.round(steps / usual), 1), 1)
     positions = np.concatenate([[0], np.cumsum(counted)]).astype(np.int64)

@@ -156,13 +156,18 @@ def test_a_tables_time_gives_its_rate_and_its_holes(kind):
     np.testing.assert_array_equal(cut.signal[:, 300:], recording.signal[:, 300:])
 
 
-@pytest.mark.parametrize(("rate", "decimals"), [(360, 3), (500, 3), (1000, 3), (128, 3), (257, 4), (62.5, 2)])
+@pytest.mark.parametrize(
+    ("rate", "decimals"), [(360, 3), (500, 3), (1000, 3), (1024, 3), (2000, 3), (900, 3), (128, 3), (257, 4)]
+)
 def test_rounded_times_give_the_rate_and_no_holes(rate, decimals):
     table = frame(("I", "II"))
     table["time"] = np.round(np.arange(len(table)) / rate, decimals)
     recording = read_recording(table)
     assert recording.sampling_rate == pytest.approx(rate, rel=5e-3) and recording.signal.shape == (2, len(table))
-    table["time"] = table["time"][::-1].to_numpy()
+    table["time"] = np.arange(len(table)) // 2 / 250
+    with pytest.raises(ValueError, match="'time' has 250 times twice; expected one for each sample"):
+        read_recording(table)
+    table["time"] = np.arange(len(table))[::-1] / rate
     with pytest.raises(ValueError, match="'time' does not run forwards"):
         read_recording(table)
 
