@@ -35,6 +35,7 @@ def main():
     parser.add_argument("--ptbxl", type=Path)
     parser.add_argument("--before", type=Path)
     options = parser.parse_args()
+    options.data, options.ptbxl = options.data.resolve(), options.ptbxl and options.ptbxl.resolve()
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         compare_formats(options, Path(folder))

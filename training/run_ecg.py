@@ -48,7 +48,12 @@ logger = logging.get_logger(__name__)
 # what belongs to one data set alone, with its default there
 ARGUMENTS_OF = {
     "ptbxl": {"label_set": "superdiagnostic", "source_sampling_rate": 100},
-    "folder": {"labels_table": "labels.csv"},
+    "folder": {
+        "labels_table": "labels.csv",
+        "record_sampling_rate": None,
+        "record_units": None,
+        "record_leads": None,
+    },
     "simulated": {"num_records": 600},
 }
 
@@ -67,6 +72,19 @@ class DataArguments:
     labels_table: str | None = field(
         default=None,
         metadata={"help": "folder: CSV with record, labels and optionally split, patient; labels.csv by default."},
+    )
+    record_sampling_rate: float | None = field(
+        default=None, metadata={"help": "folder: Hz, of recordings that do not state theirs, nor does the table."}
+    )
+    record_units: str | None = field(default=None, metadata={"help": "folder: mV, uV ... of such recordings."})
+    record_leads: list[str] | None = field(
+        default=None, metadata={"help": "folder: leads of such recordings, in order, or by channel: ECG=II."}
+    )
+    on_error: str = field(
+        default="list",
+        metadata={
+            "help": "Recordings that cannot be read: list (they are left out, if less than 1 % of all) or raise."
+        },
     )
     num_records: int | None = field(default=None, metadata={"help": "simulated: how many recordings (600)."})
     cache_dir: str | None = field(default=None, metadata={"help": "Of the tensors; datasets' own cache by default."})
@@ -97,6 +115,8 @@ class DataArguments:
             raise ValueError(f"data_dir is {self.data_dir!r}; expected none for simulated, which reads no files")
         if self.dataset != "simulated" and self.data_dir is None:
             raise ValueError(f"data_dir is missing; expected the folder that holds {self.dataset}")
+        if self.on_error not in ("list", "raise"):
+            raise ValueError(f"on_error is {self.on_error!r}; expected list or raise")
         if self.crop_pooling not in ("mean", "max"):
             raise ValueError(f"crop_pooling is {self.crop_pooling!r}; expected mean or max")
         if isinstance(self.crop_seconds, (int, float)):  # as a recipe may write it
@@ -178,7 +198,7 @@ def main(arguments=None):
     collection = load_collection(data)
     model, feature_extractor = build_model(network, collection.label_names)
     with training.main_process_first(desc="reading the recordings"):
-        splits = load_splits(collection, feature_extractor, data.cache_dir, data.preprocessing_workers)
+        splits = load_splits(collection, feature_extractor, data.cache_dir, data.preprocessing_workers, data.on_error)
     for split in ("train", "validation"):
         if split not in splits:
             raise ValueError(f"the data set has no recording in {split}; expected some in train and in validation")
@@ -223,7 +243,8 @@ def load_collection(data):
     if data.dataset == "cpsc2018":
         return load_cpsc2018(data.data_dir)
     if data.dataset == "folder":
-        return load_record_folder(data.data_dir, data.labels_table)
+        stated = {"sampling_rate": data.record_sampling_rate, "units": data.record_units, "leads": data.record_leads}
+        return load_record_folder(data.data_dir, data.labels_table, **stated)
     return load_simulated_ecg(data.num_records)
 
 

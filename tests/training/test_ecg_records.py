@@ -98,3 +98,37 @@ def test_the_cache_knows_when_files_are_replaced(tmp_path):
     assert height() == first and len(list((tmp_path / "cache").rglob("*.arrow"))) == 1
     write(2, 10**18 + 1)
     assert height() == pytest.approx(2 * first, rel=0.01)
+
+
+def recordings(folder, count, damaged):
+    """Files of two leads without a word on what they are, some of them no recordings at all."""
+    records = []
+    for k in range(count):
+        np.save(folder / f"{k}.npy", 0.5 * np.sin(np.arange(1200) / (5 + k)).reshape(2, 600))
+        if k in damaged:
+            (folder / f"{k}.npy").write_bytes(b"no recording")
+        stated = {"sampling_rate": 100, "leads": ["I", "II"], "units": "mV"}
+        records.append(EcgRecord(str(k), str(folder / f"{k}.npy"), ("AF",), ("train", "validation")[k % 2], stated))
+    return EcgCollection(("AF",), tuple(records))
+
+
+def test_few_unreadable_recordings_are_left_out_and_listed(tmp_path, caplog):
+    reader = EcgMambaFeatureExtractor(leads=("I", "II"))
+    collection = recordings(tmp_path, 202, {7, 100})
+    splits = load_splits(collection, reader, cache_dir=str(tmp_path / "cache"), on_error="list")
+    kept = {
+        split: [str(k) for k in range(202) if k % 2 == place and k not in (7, 100)]
+        for place, split in enumerate(splits)
+    }
+    assert {split: list(rows["record"]) for split, rows in splits.items()} == kept
+    assert "error" not in splits["train"].column_names and splits["train"][0]["num_samples"] == 600
+    with pytest.raises(ValueError, match="recording '100': .*not a numpy file"):
+        load_splits(collection, reader, cache_dir=str(tmp_path / "cache"))
+
+
+def test_many_unreadable_recordings_stop_the_training(tmp_path):
+    reader = EcgMambaFeatureExtractor(leads=("I", "II"))
+    with pytest.raises(
+        ValueError, match=r"1 of 20 recordings cannot be read, the first: validation 3: 3\.npy.*less than 1%"
+    ):
+        load_splits(recordings(tmp_path, 20, {3}), reader, cache_dir=str(tmp_path / "cache"), on_error="list")

@@ -93,3 +93,18 @@ def test_one_recording_listed_twice_is_refused(tmp_path, other):
     other = other.format(folder=tmp_path.name)
     with pytest.raises(ValueError, match="are the same recording"):
         load_record_folder(write(folder, f"record,labels\na,AF\n{other},AF\n"))
+
+
+def test_rate_units_and_leads_of_the_table_and_for_all(tmp_path):
+    table = "record,labels,sampling_rate,units,leads\na,AF,250,uV,I II\nb,,,,\nc,AF,360,0.005,I;II\n"
+    folder = write(tmp_path, table, "a.npy", "b.npy", "c.npy")
+    given = {"sampling_rate": 500.0, "units": "mV", "leads": ["I", "V1"]}
+    stated = [record.stated for record in load_record_folder(folder, **given).records]
+    assert stated == [
+        {"sampling_rate": 250.0, "units": "uV", "leads": ["I", "II"]},
+        given,
+        {"sampling_rate": 360.0, "units": 0.005, "leads": ["I", "II"]},
+    ]
+    write(tmp_path, "record,labels,sampling_rate\na,AF,fast\n")
+    with pytest.raises(ValueError, match="record 'a': sampling_rate is 'fast'; expected a number of Hz"):
+        load_record_folder(folder)

@@ -10,12 +10,15 @@ import inspect
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 SPLITS = ("train", "validation", "test")
 
@@ -28,12 +31,14 @@ class EcgRecord:
         source: what the feature extractor reads (path, dict, array), or a function without arguments that makes it.
         labels (`tuple[str]`): of the collection's `label_names`; empty means that the recording has none of them.
         split (`str`): train, validation or test.
+        stated (`dict`): what is known of the recording beside its file: sampling_rate, leads, units.
     """
 
     name: str
     source: Any | Callable[[], Any]
     labels: tuple[str, ...]
     split: str
+    stated: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,10 @@ def is_unknown(text):
     return text.strip().lower() in ("", *_UNKNOWN, "unknown")
 
 
-def load_splits(collection, feature_extractor, cache_dir=None, num_proc=None):
+MOST_UNREADABLE = 0.01  # of all records, that may be left out
+
+
+def load_splits(collection, feature_extractor, cache_dir=None, num_proc=None, on_error="raise"):
     """
     `collection` as `datasets.DatasetDict` of those splits that have recordings.
 
@@ -134,25 +142,49 @@ def load_splits(collection, feature_extractor, cache_dir=None, num_proc=None):
     The cache is found again as long as the records, their files' sizes and times of change, the feature extractor's
     settings and the code that reads files are the same.
 
+    Args:
+        on_error (`"raise"` or `"list"`): what to do about recordings that cannot be read: stop at the first, or leave
+            them out and list them all.
+
     Raises:
-        ValueError: when a recording cannot be read; the message names it.
+        ValueError: when a recording cannot be read, or, with `on_error="list"`, one of a hundred or more; the message
+            names them.
     """
-    return datasets.DatasetDict(
-        {
-            split: _cached(records, split, collection.label_names, feature_extractor, cache_dir, num_proc)
-            for split in SPLITS
-            if (records := [record for record in collection.records if record.split == split])
-        }
-    )
+    splits = {
+        split: _cached(records, split, collection.label_names, feature_extractor, cache_dir, num_proc, on_error)
+        for split in SPLITS
+        if (records := [record for record in collection.records if record.split == split])
+    }
+    failed = [
+        f"{split} {name}: {error}"
+        for split, dataset in splits.items()
+        for name, error in zip(dataset["record"], dataset["error"], strict=True)
+        if error
+    ]
+    if failed:
+        listed = "\n  ".join(failed)
+        logger.warning(f"{len(failed)} of {len(collection.records)} recordings cannot be read:\n  {listed}")
+    if len(failed) >= MOST_UNREADABLE * len(collection.records) > 0 and failed:
+        raise ValueError(
+            f"{len(failed)} of {len(collection.records)} recordings cannot be read, the first: {failed[0]}; expected "
+            f"less than {MOST_UNREADABLE:.0%}"
+        )
+    for split, dataset in splits.items():
+        if failed:
+            readable = [index for index, error in enumerate(dataset["error"]) if not error]
+            dataset = dataset.select(readable) if len(readable) < len(dataset) else dataset
+        splits[split] = dataset.remove_columns("error").with_format("numpy")
+    return datasets.DatasetDict({split: dataset for split, dataset in splits.items() if len(dataset)})
 
 
-def _cached(records, split, label_names, feature_extractor, cache_dir, num_proc):
+def _cached(records, split, label_names, feature_extractor, cache_dir, num_proc, on_error):
     features = datasets.Features(
         record=datasets.Value("string"),
         input_values=datasets.List(datasets.Value("float32")),
         num_samples=datasets.Value("int64"),
         lead_mask=datasets.List(datasets.Value("bool")),
         labels=datasets.List(datasets.Value("float32")),
+        error=datasets.Value("string"),
     )
     arguments = {
         "records": records,
@@ -161,6 +193,7 @@ def _cached(records, split, label_names, feature_extractor, cache_dir, num_proc)
         "extractor_settings": {**feature_extractor.to_dict(), "normalization": "none"},
         "code": _code_of(feature_extractor),
         "files": _state_of_files(records),
+        "on_error": on_error,
     }
     num_proc = None if num_proc is None else min(num_proc, len(records))
     try:
@@ -174,17 +207,21 @@ def _cached(records, split, label_names, feature_extractor, cache_dir, num_proc)
         )
     except datasets.exceptions.DatasetGenerationError as error:
         raise ValueError(f"the {split} split could not be built: {error.__cause__}") from error
-    return dataset.with_format("numpy")
+    return dataset
 
 
-def _examples(records, label_names, extractor_class, extractor_settings, code, files):
+def _examples(records, label_names, extractor_class, extractor_settings, code, files, on_error):
     feature_extractor = extractor_class.from_dict(dict(extractor_settings))
     for record in records:
         source = record.source() if callable(record.source) else record.source
         try:
-            features = feature_extractor(source, padding=False, return_tensors="np")
-        except (ValueError, OSError) as error:
-            raise ValueError(f"recording {record.name!r}: {error}") from error
+            features = feature_extractor(source, padding=False, return_tensors="np", **record.stated)
+        except (ValueError, OSError, ImportError) as error:
+            if on_error == "raise":
+                raise ValueError(f"recording {record.name!r}: {error}") from error
+            empty = {"input_values": [], "num_samples": 0, "lead_mask": [], "labels": [], "error": str(error)}
+            yield {"record": record.name, **empty}
+            continue
         signal = np.asarray(features["input_values"][0], dtype=np.float32)
         yield {
             "record": record.name,
@@ -192,6 +229,7 @@ def _examples(records, label_names, extractor_class, extractor_settings, code, f
             "num_samples": signal.shape[1],
             "lead_mask": np.asarray(features["lead_mask"][0], dtype=bool),
             "labels": np.isin(label_names, record.labels).astype(np.float32),
+            "error": "",
         }
 
 

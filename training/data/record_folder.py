@@ -1,6 +1,7 @@
 """Any folder of recordings with a table of labels."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,7 @@ from training.data.ecg_records import SPLITS, EcgCollection, EcgRecord, assign_s
 logger = logging.get_logger(__name__)
 
 
-def load_record_folder(folder, table="labels.csv"):
+def load_record_folder(folder, table="labels.csv", sampling_rate=None, units=None, leads=None):
     """
     Args:
         folder: the recordings, in any format that the feature extractor reads.
@@ -19,7 +20,9 @@ def load_record_folder(folder, table="labels.csv"):
             or without its extension) and `labels` (names between commas, semicolons or bars; empty: none of them),
             and optionally `split` (train, validation or test; for every record) and `patient`, whose recordings then
             stay together when the splits are drawn here; records of unknown patients are each by themselves. Labels
-            may be lists as pandas writes them.
+            may be lists as pandas writes them. Of recordings that do not state them, the columns `sampling_rate`,
+            `units` and `leads` (names between blanks or semicolons) may.
+        sampling_rate, units, leads: of recordings of which neither their file nor the table states them.
 
     Raises:
         OSError: when the table or a recording is missing.
@@ -43,13 +46,34 @@ def load_record_folder(folder, table="labels.csv"):
             raise ValueError(f"{table} names the splits {unknown}; expected {SPLITS}")
     else:
         splits = assign_splits(names, labels, _patients(names, rows.patient) if "patient" in rows else None)
+    given = {"sampling_rate": sampling_rate, "units": units, "leads": leads}
+    stated = [_stated(name, cells, given, table) for name, cells in zip(names, rows.to_dict("records"), strict=True)]
     return EcgCollection(
         tuple(sorted({label for own in labels for label in own})),
         tuple(
-            EcgRecord(name, str(path), own, split)
-            for name, path, own, split in zip(names, paths, labels, splits, strict=True)
+            EcgRecord(name, str(path), own, split, of_record)
+            for name, path, own, split, of_record in zip(names, paths, labels, splits, stated, strict=True)
         ),
     )
+
+
+def _stated(name, cells, given, table):
+    """What the table says of a recording, else what was given for all."""
+    stated = {key: value for key, value in given.items() if value is not None}
+    for key in given:
+        cell = str(cells.get(key, "")).strip()
+        if cell and not is_unknown(cell):
+            stated[key] = cell.replace(";", " ").split() if key == "leads" else cell
+    if isinstance(stated.get("sampling_rate"), str):
+        try:
+            stated["sampling_rate"] = float(stated["sampling_rate"])
+        except ValueError:
+            raise ValueError(
+                f"{table}, record {name!r}: sampling_rate is {stated['sampling_rate']!r}; expected a number of Hz"
+            ) from None
+    with suppress(KeyError, ValueError):  # no units, or their name
+        stated["units"] = float(stated["units"])
+    return stated
 
 
 def _labels_of(name, cell, table):
