@@ -122,7 +122,7 @@ def test_few_unreadable_recordings_are_left_out_and_listed(tmp_path, caplog):
     }
     assert {split: list(rows["record"]) for split, rows in splits.items()} == kept
     assert "error" not in splits["train"].column_names and splits["train"][0]["num_samples"] == 600
-    with pytest.raises(ValueError, match="recording '100': .*not a numpy file"):
+    with pytest.raises(ValueError, match=r"recording '100': .*not a numpy file"):
         load_splits(collection, reader, cache_dir=str(tmp_path / "cache"))
 
 
