@@ -14,7 +14,8 @@ from training.launch import runs_on_cpu
 FIXED = {
     "push_to_hub": (
         False,
-        "Trainer pushes checkpoints without code, card or thresholds; publish the folder that the training leaves",
+        "Trainer pushes checkpoints without code, card or thresholds; the folder that the training leaves goes up by "
+        "python -m training.publish FOLDER --repo_id USER/NAME",
     ),
     "label_smoothing_factor": (
         0.0,
