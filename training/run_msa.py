@@ -220,6 +220,7 @@ class MsaTrainingArguments(RecipeArguments):
     publish_to: str | None = field(
         default=None, metadata={"help": "Folder for the model of the seed that is best on the validation split."}
     )
+    card_license: str = field(default="apache-2.0", metadata={"help": "Of the adapter's weights, as the Hub has it."})
     card_notice: str | None = field(
         default=None, metadata={"help": "What the model card shall say first, such as the data's terms of use."}
     )
@@ -498,7 +499,7 @@ def train_seed(seed, folder, checkpoint, data, network, training, splits, sample
     if trainer.is_world_process_zero():
         card = card_texts(folder, data, splits, trainer.state.epoch, metrics)
         card |= {"notice": training.card_notice} if training.card_notice else {}
-        save_for_hub(model, processor, folder, card=card)
+        save_for_hub(model, processor, folder, card=card, license=training.card_license)
         write_json(folder / "history.json", history)
         # last, because it says that all the rest is there
         write_json(folder / FINISHED, metrics)

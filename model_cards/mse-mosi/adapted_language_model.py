@@ -5,8 +5,9 @@ embeddings are looked at, and it runs by `inputs_embeds`. One that needs the tok
 every layer) refuses by itself; one that ignores the attention mask (RWKV) reads padding, and wants batches of one.
 """
 
+import shutil
 from dataclasses import dataclass
-from inspect import signature
+from pathlib import Path
 
 import torch
 import transformers
@@ -15,7 +16,14 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import ModelOutput, TransformersKwargs, logging
 
 from .answers import Prediction, left_padded_prompts, require_finite
-from .lower_layers import num_layers_of, observed_run, states_after
+from .lower_layers import (
+    num_layers_of,
+    observed_run,
+    parameters_of,
+    run_and_see_last_states,
+    states_after,
+    without_peft,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -146,13 +154,15 @@ def _embedded(
     if input_ids is None or input_ids.ndim != 2 or 0 in input_ids.shape:
         came = None if input_ids is None else list(input_ids.shape)
         raise ValueError(f"input_ids has the shape {came}; expected [batch, length] with at least one token")
-    embeds = llm.get_input_embeddings()(input_ids)
+    embedding = llm.get_input_embeddings()
+    input_ids = _known_ids(input_ids, embedding.num_embeddings, attention_mask, pseudo_token_mask)
+    embeds = embedding(input_ids)
+    device = embeds.device
     if embeds.shape[-1] != adapter.projector.projection.out_features:
         expected = adapter.projector.projection.out_features
         raise ValueError(
             f"the LLM's embeddings have width {embeds.shape[-1]}; expected {expected}, as the adapter has"
         )
-    device = embeds.device
     token_fields = {
         "attention_mask": attention_mask,
         "pseudo_token_mask": pseudo_token_mask,
@@ -173,6 +183,40 @@ def _embedded(
     audio = _modality("audio", audio_values, audio_attention_mask, adapter.audio_dim, len(embeds), device)
     vision = _modality("vision", vision_values, vision_attention_mask, adapter.vision_dim, len(embeds), device)
     return embeds, mask, is_place, adapter(embeds, is_text, *audio, *vision)
+
+
+def bare_inputs(llm, batch):
+    """`prepare_inputs` without an adapter: the same tokens as the LLM's own embeddings, also where pseudo tokens would
+    stand, as `forward` and `generate` of a disabled adapter give them to it."""
+    embedding = llm.get_input_embeddings()
+    embeds = embedding(batch["input_ids"])
+    mask = batch["attention_mask"].to(embeds.device).long()
+    return {
+        "inputs_embeds": embeds,
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
+    }
+
+
+def _known_ids(input_ids, num_embeddings, attention_mask, pseudo_token_mask):
+    """The ids, where any token may stand (padding, places of pseudo tokens) one that the LLM has.
+
+    Raises:
+        ValueError: a token that counts has no row in the LLM's embedding.
+    """
+    unknown = (input_ids >= num_embeddings) | (input_ids < 0)
+    if not unknown.any():
+        return input_ids
+    counts = torch.ones_like(unknown) if attention_mask is None else attention_mask.to(unknown.device).bool()
+    if pseudo_token_mask is not None:
+        counts = counts & ~pseudo_token_mask.to(unknown.device).bool()
+    if (unknown & counts).any():
+        came = int(input_ids[unknown & counts][0])
+        raise ValueError(
+            f"input_ids holds the token {came}; expected tokens from 0 to {num_embeddings - 1}, as the LLM's "
+            "embedding has (resize_token_embeddings adds rows for new ones)"
+        )
+    return input_ids.masked_fill(unknown, 0)
 
 
 def _require_room(llm, mask):
@@ -232,7 +276,7 @@ def forward_with_adapter(
     if llm_options.pop("inputs_embeds", None) is not None:
         raise ValueError("inputs_embeds cannot be used with an MSE-Adapter, which embeds by itself; give input_ids")
     # many LLMs take whatever they are given, and a misspelt modality would be a missing one
-    known = {*signature(llm.forward).parameters, *TransformersKwargs.__annotations__, "return_dict"}
+    known = {*parameters_of(llm), *TransformersKwargs.__annotations__, "return_dict"}
     if unknown := sorted(name for name, value in llm_options.items() if value is not None and name not in known):
         raise ValueError(
             f"unknown arguments {', '.join(unknown)}; expected {', '.join(BATCH_FIELDS)}, or the LLM's own"
@@ -240,8 +284,7 @@ def forward_with_adapter(
     if num_items_in_batch is not None and inputs.get("labels") is None:
         raise ValueError(
             "labels is missing, though its tokens were counted (num_items_in_batch): Trainer takes it from the model "
-            "for label_smoothing_factor and compute_loss_func; expected neither (a Trainer's own compute_loss may do "
-            "the same)"
+            "for label_smoothing_factor and compute_loss_func; expected neither (a compute_loss of your own keeps it)"
         )
     if llm_states is not None and adapter.fusion != "head":
         raise ValueError(f"llm_states is given, but fusion is {adapter.fusion!r}; expected 'head' for such states")
@@ -296,8 +339,7 @@ def _head_on_lower_layers(adapter, llm, inputs, states, options):
     options = {name: value for name, value in options.items() if value is not None}
     if adapter.fusion == "head":
         states = llm_states_of(adapter, llm, prompts, options) if states is None else states
-        names = signature(_embedded).parameters
-        fields = {name: prompts.get(name) for name in names if name not in ("adapter", "llm")}
+        fields = {name: prompts.get(name) for name in (*BATCH_FIELDS, "labels")}
         _, mask, _, pseudo_tokens = _embedded(adapter, llm, **fields)
         if states.shape[:2] != (len(mask), len(adapter.head_layers)):
             expected = f"[{len(mask)}, {len(adapter.head_layers)}, hidden_size]"
@@ -331,8 +373,10 @@ def llm_states_of(adapter, llm, batch, options=None, ends=None):
     if adapter.fusion != "head":
         raise ValueError(f"fusion is {adapter.fusion!r}; expected 'head': else the LLM's states change in training")
     prompts = _prompts(batch)
-    mask = prompts["attention_mask"].to(device_of(llm.get_input_embeddings()))
-    prepared = _llm_inputs(llm, llm.get_input_embeddings()(prompts["input_ids"].to(mask.device)), mask.long(), None)
+    embedding = llm.get_input_embeddings()
+    mask = prompts["attention_mask"].to(device_of(embedding)).long()
+    ids = _known_ids(prompts["input_ids"].to(mask.device), embedding.num_embeddings, mask, None)
+    prepared = _llm_inputs(llm, embedding(ids), mask, None)
     if ends is None:
         return _last_states(adapter, llm, prepared, 0, options or {})
     states = states_after(llm, adapter.head_layers, prepared, 0, options or {})
@@ -373,7 +417,7 @@ def _share_of(loss, share):
 def _run_llm(llm, prepared, positions, needs_hidden_states, layers, options):
     """Logits [batch, positions, vocabulary] and, if needed and to be had, the last hidden states [batch, positions,
     hidden_size], or with `layers` those after each of them [batch, positions, layers, hidden_size]."""
-    parameters = signature(llm.forward).parameters
+    parameters = parameters_of(llm)
     options = {name: value for name, value in options.items() if value is not None} | {"use_cache": False}
     inputs = {name: value for name, value in prepared.items() if name != "position_ids" or name in parameters}
     can_choose = "logits_to_keep" in parameters
@@ -385,28 +429,19 @@ def _run_llm(llm, prepared, positions, needs_hidden_states, layers, options):
         logits = outputs.logits if can_choose else outputs.logits[:, positions.to(outputs.logits.device)]
         return logits, torch.stack([state[:, positions.to(state.device)].to(logits.device) for state in states], dim=2)
 
-    seen = []
-    output_embeddings = llm.get_output_embeddings() if needs_hidden_states else None
-    if output_embeddings is not None:
+    hidden_states, whole = None, not can_choose
+    if needs_hidden_states:
         # what the output layer is given is the last hidden state; asking for all layers' would hold them in memory
-        hook = output_embeddings.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-    elif needs_hidden_states:
-        options["output_hidden_states"] = True
-    try:
-        outputs = llm(**inputs, **options)
-    finally:
-        if output_embeddings is not None:
-            hook.remove()
-    logits = outputs.logits if can_choose else outputs.logits[:, positions.to(outputs.logits.device)]
-    if not needs_hidden_states:
-        return logits, None
-    if seen:
-        hidden_states, whole = seen[0], not can_choose
-    elif outputs.hidden_states:
-        hidden_states, whole = outputs.hidden_states[-1], True
+        outputs, hidden_states = run_and_see_last_states(llm, inputs, options)
+        if hidden_states is None:
+            outputs, whole = llm(**inputs, **(options | {"output_hidden_states": True})), True
+            hidden_states = outputs.hidden_states[-1] if outputs.hidden_states else None
     else:
-        return logits, None
-    return logits, hidden_states[:, positions.to(hidden_states.device)] if whole else hidden_states
+        outputs = llm(**inputs, **options)
+    logits = outputs.logits if can_choose else outputs.logits[:, positions.to(outputs.logits.device)]
+    if hidden_states is not None and whole:
+        hidden_states = hidden_states[:, positions.to(hidden_states.device)]
+    return logits, hidden_states
 
 
 def generate_with_adapter(adapter, llm, **kwargs):
@@ -427,7 +462,7 @@ def generate_with_adapter(adapter, llm, **kwargs):
     del prepared["position_ids"]
     try:
         return llm.generate(**prepared, **kwargs)
-    except (AttributeError, IndexError, TypeError) as error:
+    except (AttributeError, LookupError, TypeError) as error:
         # most often a cache that is handled as in transformers 4; answers by likelihood need none
         if is_remote_code(llm):
             raise remote_code_error(type(llm).__name__, error) from error
@@ -499,10 +534,18 @@ def load_language_model(name, **options):
     """
     try:
         return AutoModelForCausalLM.from_pretrained(name, **options)
-    except (AttributeError, ImportError, TypeError) as error:
+    except (AttributeError, ImportError, LookupError, TypeError) as error:
         if options.get("trust_remote_code"):
             raise remote_code_error(name, error) from error
         raise
+
+
+def save_language_model(llm, folder):
+    """Write an LLM into a folder of a model's own folder. Code that it brings is looked for beside the model's, so it
+    stands there, too."""
+    llm.save_pretrained(folder)
+    for file in Path(folder).glob("*.py"):
+        shutil.copyfile(file, Path(folder).parent / file.name)
 
 
 def is_remote_code(llm):
@@ -530,12 +573,17 @@ def require_embeddings_are_enough(llm):
     Raises:
         ValueError: naming the LLM's class and what it does.
     """
-    name, parameters = type(llm).__name__, signature(llm.forward).parameters
+    name, parameters = type(without_peft(llm)).__name__, parameters_of(llm)
     if "inputs_embeds" not in parameters:
         raise ValueError(f"the LLM is a {name}; expected one that runs by inputs_embeds")
     # remote code may lack `generate` and still score answers
     if llm.config.is_encoder_decoder or not (llm.can_generate() or is_remote_code(llm)):
         raise ValueError(f"the LLM is a {name}; expected a causal one, as AutoModelForCausalLM loads it")
+    if getattr(getattr(llm, "active_peft_config", None), "is_prompt_learning", False):
+        raise ValueError(
+            f"the LLM is a {name} with {type(llm.active_peft_config).__name__}, whose virtual tokens would stand "
+            "before ours; expected one without prompt learning"
+        )
     embedding = llm.get_input_embeddings()
     if not is_remote_code(llm) or embedding.weight.is_meta:
         return

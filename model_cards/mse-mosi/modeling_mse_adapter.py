@@ -28,10 +28,13 @@ from .adapted_language_model import (
     prepare_inputs,
     require_embeddings_are_enough,
     require_head_layers,
+    save_language_model,
     train_only_adapter,
 )
 from .backbone_likeness import require_likeness
+from .checksums import forget_checksums, require_saved_weights
 from .configuration_mse_adapter import MseAdapterConfig, MseConfig
+from .pipeline_code import save_pipeline_code
 
 PEFT_CONTAINER = "mse_adapter_modules"
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
@@ -374,22 +377,37 @@ class MseForConditionalGeneration(PreTrainedModel):
         hub_options = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
         own_place = {name: kwargs[name] for name in ("revision", "subfolder") if kwargs.get(name)}
         folder = pretrained_model_name_or_path
+        # pipelines say where they call from, and give a PEFT folder the config of its LLM
+        kwargs.pop("_from_pipeline", None)
+        if getattr(config, "model_type", MseConfig.model_type) != MseConfig.model_type:
+            config = None
         if isinstance(config, MseConfig) and config._attn_implementation is not None:
             # AutoModel writes the option into the config; it is the LLM that attends
             attn_implementation = attn_implementation or config._attn_implementation
             config = copy.deepcopy(config)
             config._attn_implementation = None
         wants_loading_info = kwargs.pop("output_loading_info", False)
+        own_options = {name: value for name, value in hub_options.items() if name != "force_download"} | own_place
+        if os.path.isdir(folder):
+            require_saved_weights(folder, **own_options)
+        loading_info, foreign = {}, {}
         try:
-            if config is None and _is_peft_folder(folder, hub_options | own_place):
-                model, loading_info = cls._from_peft_folder(folder, hub_options | own_place), {}
+            if config is None and is_peft_folder(folder, hub_options | own_place):
+                model, foreign = cls._from_peft_folder(folder, hub_options | own_place)
+                model.config.name_or_path = model.name_or_path = str(folder)
             else:
                 _require_own_type(folder, config, hub_options | own_place)
                 model, loading_info = super().from_pretrained(
                     folder, *model_args, config=config, dtype=torch.float32, output_loading_info=True, **kwargs
                 )
-        except (IndexError, KeyError, RuntimeError, SafetensorError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except (IndexError, KeyError, SafetensorError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not _is_about_weights(error):
+                raise
             raise ValueError(f"the weights in {folder} are damaged, or not those of its config: {error}") from error
+        if not os.path.isdir(folder):  # in the cache only now
+            require_saved_weights(folder, **own_options)
         # a new head may be put on, to be trained
         head = ("adapter.head.", "adapter.layer_mix.")
         missing = sorted(name for name in loading_info.get("missing_keys", ()) if not name.startswith(head))
@@ -414,6 +432,7 @@ class MseForConditionalGeneration(PreTrainedModel):
             tokenizers = None if tokenizer_place is None else _tokenizers_of(folder, own_place, tokenizer_place)
             require_likeness(backbone, model.config.backbone_likeness, tokenizers, ignore_mismatched_backbone)
         model.set_language_model(backbone)
+        model._require_equal(foreign, folder)
         model.eval()
         return (model, loading_info) if wants_loading_info else model
 
@@ -443,6 +462,8 @@ class MseForConditionalGeneration(PreTrainedModel):
         if fields.get("peft_type") != "MSE_ADAPTER":
             raise ValueError(f"peft_type in {folder} is {fields.get('peft_type')!r}; expected 'MSE_ADAPTER'")
         weights = load_file(cached_file(folder, "adapter_model.safetensors", **hub_options))
+        # PEFT adds the embeddings of an LLM that was resized
+        foreign = {name: weights.pop(name) for name in list(weights) if f"{PEFT_CONTAINER}." not in name}
         weights = {name.split(f"{PEFT_CONTAINER}.", 1)[1]: value for name, value in weights.items()}
         known = {name: fields[name] for name in MseAdapterConfig.__dataclass_fields__ if name in fields}
         config = MseConfig.from_adapter_config(
@@ -454,7 +475,31 @@ class MseForConditionalGeneration(PreTrainedModel):
             config.backbone_name_or_path = os.path.abspath(named)
         model = cls(config)
         model.adapter.load_state_dict(weights)
-        return model
+        return model, foreign
+
+    def _require_equal(self, foreign, folder):
+        """Refuse weights of an LLM in an adapter's file, unless they are the LLM's own."""
+        own = self.language_model.state_dict(keep_vars=True) if foreign else {}
+        for name, value in foreign.items():
+            # in PEFT our layer stands around the input embedding
+            weight = own.get(name.removeprefix("base_model.model.").replace(".base_layer.", "."))
+            if weight is None or weight.shape != value.shape or not torch.equal(weight.to(value), value):
+                raise ValueError(
+                    f"{folder} holds {name}, a weight of an LLM that was changed or resized after it was loaded from "
+                    f"{self.config.backbone_name_or_path}; expected the adapter's weights alone, or that LLM as "
+                    "backbone="
+                )
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As `PreTrainedModel.save_pretrained`: the adapter alone, and config.json. An LLM that lies within the
+        model's own folder (backbone_name_or_path begins with "./") is saved in the new one, too, and where the config
+        names a pipeline, its code."""
+        forget_checksums(save_directory)
+        super().save_pretrained(save_directory, *args, **kwargs)
+        named = self.config.backbone_name_or_path or ""
+        if named.startswith("./") and self.language_model is not None and kwargs.get("is_main_process", True):
+            save_language_model(self.language_model, Path(save_directory, named))
+        save_pipeline_code(self.config, save_directory)
 
     def save_as_peft(self, folder):
         """Write the adapter as a plain PEFT folder: adapter_config.json and adapter_model.safetensors."""
@@ -578,10 +623,21 @@ class MseForConditionalGeneration(PreTrainedModel):
     def get_output_embeddings(self):
         return None
 
+    def resize_token_embeddings(self, *args, **kwargs):
+        """As the LLM does it; its new rows stay as frozen as the others."""
+        embedding = self._llm().resize_token_embeddings(*args, **kwargs)
+        self.language_model.requires_grad_(False)
+        return embedding
+
     def _llm(self):
         if self.language_model is None:
             raise ValueError("this model has no LLM yet; use from_pretrained, from_backbone or set_language_model")
         return self.language_model
+
+
+def _is_about_weights(error):
+    """Whether a RuntimeError of loading tells of sizes or files, rather than of a device or of foreign code."""
+    return any(words in str(error) for words in ("mismatch", "Error(s) in loading", "safetensors"))
 
 
 def _tokenizers_of(folder, own_place, llm_folder):
@@ -592,7 +648,8 @@ def _tokenizers_of(folder, own_place, llm_folder):
         return None
 
 
-def _is_peft_folder(folder, hub_options):
+def is_peft_folder(folder, hub_options):
+    """Whether a folder or repository is of PEFT's layout (adapter_config.json, and no config.json)."""
     quietly = {"_raise_exceptions_for_missing_entries": False, **hub_options}
     if cached_file(folder, "config.json", **quietly) is not None:
         return False

@@ -31,8 +31,11 @@ def speech_spans(loudness):
     values = loudness.values
     if not len(values):
         return []
-    noise = min(NOISE_RATIO * np.quantile(values, 0.1), values.max() / 2)
-    is_loud = values > max(SPEECH_FLOOR, values.max() * SPEECH_RATIO, noise)
+    noise = NOISE_RATIO * np.quantile(values, 0.1)
+    if values.max() < noise:
+        return []
+    # of speech without a pause the quiet tenth is speech, too
+    is_loud = values > max(SPEECH_FLOOR, values.max() * SPEECH_RATIO, min(noise, values.max() / 4))
     edges = np.flatnonzero(np.diff(np.concatenate([[0], is_loud.astype(int), [0]])))
     spans = [(first * loudness.step, last * loudness.step) for first, last in edges.reshape(-1, 2)]
     return _padded(spans, len(values) * loudness.step, loudness.start)
