@@ -6,7 +6,6 @@ every layer) refuses by itself; one that ignores the attention mask (RWKV) reads
 """
 
 from dataclasses import dataclass
-from inspect import signature
 
 import torch
 import transformers
@@ -15,7 +14,14 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import ModelOutput, TransformersKwargs, logging
 
 from .answers import Prediction, left_padded_prompts, require_finite
-from .lower_layers import num_layers_of, observed_run, states_after
+from .lower_layers import (
+    num_layers_of,
+    observed_run,
+    parameters_of,
+    run_and_see_last_states,
+    states_after,
+    without_peft,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -83,21 +89,78 @@ def prepare_inputs(
 
     Returns:
         `dict`: inputs_embeds [batch, length (+ P), hidden_size] in the LLM's dtype, attention_mask, position_ids
-        (counted by the mask, so that padding shifts nothing), and labels if given.
+        (counted by the mask, so that padding shifts nothing), and labels if given. With the fusion "head" no pseudo
+        tokens are among them.
 
     Raises:
         ValueError: naming the argument, what came and what is expected.
     """
+    embeds, mask, is_place, pseudo_tokens = _embedded(
+        adapter,
+        llm,
+        input_ids,
+        attention_mask,
+        pseudo_token_mask,
+        text_mask,
+        audio_values,
+        audio_attention_mask,
+        vision_values,
+        vision_attention_mask,
+        labels,
+    )
+    device, pseudo_tokens = embeds.device, pseudo_tokens.to(embeds.dtype)
+    if adapter.fusion == "head":
+        return _llm_inputs(llm, embeds, mask, labels)
+    if is_place is None:
+        front = mask.new_ones(pseudo_tokens.shape[:2])
+        embeds, mask = torch.cat([pseudo_tokens, embeds], dim=1), torch.cat([front, mask], dim=1)
+        labels = None if labels is None else F.pad(labels.to(device), (adapter.num_pseudo_tokens, 0), value=-100)
+    else:
+        counts = is_place.sum(dim=1)
+        if (counts != adapter.num_pseudo_tokens).any():
+            raise ValueError(
+                f"pseudo_token_mask keeps {counts.tolist()} places in its rows; expected {adapter.num_pseudo_tokens}"
+            )
+        embeds = embeds.masked_scatter(is_place[..., None], pseudo_tokens)
+    return _llm_inputs(llm, embeds, mask, labels)
+
+
+def _llm_inputs(llm, embeds, mask, labels):
+    _require_room(llm, mask)
+    inputs = {
+        "inputs_embeds": embeds,
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
+    }
+    return inputs if labels is None else inputs | {"labels": labels.to(embeds.device)}
+
+
+def _embedded(
+    adapter,
+    llm,
+    input_ids,
+    attention_mask,
+    pseudo_token_mask,
+    text_mask,
+    audio_values,
+    audio_attention_mask,
+    vision_values,
+    vision_attention_mask,
+    labels,
+):
+    """The tokens' embeddings, the mask as int64, the places kept for pseudo tokens as bool or None, and these."""
     if input_ids is None or input_ids.ndim != 2 or 0 in input_ids.shape:
         came = None if input_ids is None else list(input_ids.shape)
         raise ValueError(f"input_ids has the shape {came}; expected [batch, length] with at least one token")
-    embeds = llm.get_input_embeddings()(input_ids)
+    embedding = llm.get_input_embeddings()
+    input_ids = _known_ids(input_ids, embedding.num_embeddings, attention_mask, pseudo_token_mask)
+    embeds = embedding(input_ids)
+    device = embeds.device
     if embeds.shape[-1] != adapter.projector.projection.out_features:
         expected = adapter.projector.projection.out_features
         raise ValueError(
             f"the LLM's embeddings have width {embeds.shape[-1]}; expected {expected}, as the adapter has"
         )
-    device = embeds.device
     token_fields = {
         "attention_mask": attention_mask,
         "pseudo_token_mask": pseudo_token_mask,
@@ -117,26 +180,41 @@ def prepare_inputs(
 
     audio = _modality("audio", audio_values, audio_attention_mask, adapter.audio_dim, len(embeds), device)
     vision = _modality("vision", vision_values, vision_attention_mask, adapter.vision_dim, len(embeds), device)
-    pseudo_tokens = adapter(embeds, is_text, *audio, *vision).to(embeds.dtype)
+    return embeds, mask, is_place, adapter(embeds, is_text, *audio, *vision)
 
-    if is_place is None:
-        front = mask.new_ones(pseudo_tokens.shape[:2])
-        embeds, mask = torch.cat([pseudo_tokens, embeds], dim=1), torch.cat([front, mask], dim=1)
-        labels = None if labels is None else F.pad(labels.to(device), (adapter.num_pseudo_tokens, 0), value=-100)
-    else:
-        counts = is_place.sum(dim=1)
-        if (counts != adapter.num_pseudo_tokens).any():
-            raise ValueError(
-                f"pseudo_token_mask keeps {counts.tolist()} places in its rows; expected {adapter.num_pseudo_tokens}"
-            )
-        embeds = embeds.masked_scatter(is_place[..., None], pseudo_tokens)
-    _require_room(llm, mask)
-    inputs = {
+
+def bare_inputs(llm, batch):
+    """`prepare_inputs` without an adapter: the same tokens as the LLM's own embeddings, also where pseudo tokens would
+    stand, as `forward` and `generate` of a disabled adapter give them to it."""
+    embedding = llm.get_input_embeddings()
+    embeds = embedding(batch["input_ids"])
+    mask = batch["attention_mask"].to(embeds.device).long()
+    return {
         "inputs_embeds": embeds,
         "attention_mask": mask,
         "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
     }
-    return inputs if labels is None else inputs | {"labels": labels.to(device)}
+
+
+def _known_ids(input_ids, num_embeddings, attention_mask, pseudo_token_mask):
+    """The ids, where any token may stand (padding, places of pseudo tokens) one that the LLM has.
+
+    Raises:
+        ValueError: a token that counts has no row in the LLM's embedding.
+    """
+    unknown = (input_ids >= num_embeddings) | (input_ids < 0)
+    if not unknown.any():
+        return input_ids
+    counts = torch.ones_like(unknown) if attention_mask is None else attention_mask.to(unknown.device).bool()
+    if pseudo_token_mask is not None:
+        counts = counts & ~pseudo_token_mask.to(unknown.device).bool()
+    if (unknown & counts).any():
+        came = int(input_ids[unknown & counts][0])
+        raise ValueError(
+            f"input_ids holds the token {came}; expected tokens from 0 to {num_embeddings - 1}, as the LLM's "
+            "embedding has (resize_token_embeddings adds rows for new ones)"
+        )
+    return input_ids.masked_fill(unknown, 0)
 
 
 def _require_room(llm, mask):
@@ -168,7 +246,7 @@ def _modality(name, values, mask, dim, batch_size, device):
 
 
 def forward_with_adapter(
-    adapter, llm, label_values=None, num_items_in_batch=None, num_samples_in_batch=None, **inputs
+    adapter, llm, label_values=None, num_items_in_batch=None, num_samples_in_batch=None, llm_states=None, **inputs
 ):
     """
     Run the LLM behind the adapter; logits and loss only where a label is.
@@ -182,6 +260,8 @@ def forward_with_adapter(
         num_samples_in_batch (`int`, *optional*):
             Samples in all these batches: a head's loss is then this batch's share of the mean over them. Where only
             the label tokens are counted (Trainer by itself counts nothing else), a head's batches weigh by those.
+        llm_states (`torch.Tensor` [batch, layers, hidden_size], *optional*):
+            For the fusion "head", what `llm_states_of` gave for these words before: the LLM is not run.
         inputs: arguments of `prepare_inputs`; others go to the LLM.
 
     Returns:
@@ -194,7 +274,7 @@ def forward_with_adapter(
     if llm_options.pop("inputs_embeds", None) is not None:
         raise ValueError("inputs_embeds cannot be used with an MSE-Adapter, which embeds by itself; give input_ids")
     # many LLMs take whatever they are given, and a misspelt modality would be a missing one
-    known = {*signature(llm.forward).parameters, *TransformersKwargs.__annotations__, "return_dict"}
+    known = {*parameters_of(llm), *TransformersKwargs.__annotations__, "return_dict"}
     if unknown := sorted(name for name, value in llm_options.items() if value is not None and name not in known):
         raise ValueError(
             f"unknown arguments {', '.join(unknown)}; expected {', '.join(BATCH_FIELDS)}, or the LLM's own"
@@ -202,11 +282,12 @@ def forward_with_adapter(
     if num_items_in_batch is not None and inputs.get("labels") is None:
         raise ValueError(
             "labels is missing, though its tokens were counted (num_items_in_batch): Trainer takes it from the model "
-            "for label_smoothing_factor and compute_loss_func; expected neither (a Trainer's own compute_loss may do "
-            "the same)"
+            "for label_smoothing_factor and compute_loss_func; expected neither (a compute_loss of your own keeps it)"
         )
+    if llm_states is not None and adapter.fusion != "head":
+        raise ValueError(f"llm_states is given, but fusion is {adapter.fusion!r}; expected 'head' for such states")
     if adapter.head_layers is not None and adapter.head_use == "alone":
-        head_output = _head_on_lower_layers(adapter, llm, inputs, llm_options)
+        head_output = _head_on_lower_layers(adapter, llm, inputs, llm_states, llm_options)
         share = _token_share(inputs.get("labels"), num_items_in_batch)
         loss = _head_loss(adapter, head_output, label_values, share, num_samples_in_batch)
         return MseOutput(loss=loss, head_output=head_output)
@@ -249,18 +330,66 @@ def forward_with_adapter(
     return MseOutput(loss=loss, logits=logits, logit_positions=rows, head_output=head_output)
 
 
-def _head_on_lower_layers(adapter, llm, inputs, options):
+def _head_on_lower_layers(adapter, llm, inputs, states, options):
     """The head's output [batch, 1 or classes] where it reads lower layers alone: label tokens, the layers above and
     the output layer are not run."""
     prompts = _prompts(inputs)
+    options = {name: value for name, value in options.items() if value is not None}
+    if adapter.fusion == "head":
+        states = llm_states_of(adapter, llm, prompts, options) if states is None else states
+        fields = {name: prompts.get(name) for name in (*BATCH_FIELDS, "labels")}
+        _, mask, _, pseudo_tokens = _embedded(adapter, llm, **fields)
+        if states.shape[:2] != (len(mask), len(adapter.head_layers)):
+            expected = f"[{len(mask)}, {len(adapter.head_layers)}, hidden_size]"
+            raise ValueError(f"llm_states has the shape {list(states.shape)}; expected {expected}")
+        return adapter.head_output(states.to(mask.device), pseudo_tokens)
     prepared = prepare_inputs(adapter, llm, **prompts)
     places = prompts.get("pseudo_token_mask")
     constant_length = 0 if places is None else int(places.bool().any(dim=0).int().argmax())
-    options = {name: value for name, value in options.items() if value is not None}
+    return adapter.head_output(_last_states(adapter, llm, prepared, constant_length, options))
+
+
+@torch.no_grad()
+def llm_states_of(adapter, llm, batch, options=None, ends=None):
+    """
+    What the LLM makes of the words alone: the states of `head_layers` at each prompt's last token.
+
+    They do not depend on the adapter's weights, so that who asks for a text often may keep them, and give them back
+    as `llm_states`.
+
+    Args:
+        adapter (`MseAdapter`): with the fusion "head".
+        llm (`PreTrainedModel`), batch (`dict`): as `MseProcessor` makes it.
+        options (`dict`, *optional*): for the LLM's own `forward`.
+        ends (`list[tuple[int, int]]`, *optional*):
+            Pairs (row, number of tokens): the states after so many of a row's tokens instead, which are those of a
+            prompt that is the beginning of another. So a dialogue is read once for all of its utterances.
+
+    Returns:
+        `torch.Tensor` [batch, layers, hidden_size], or [ends, layers, hidden_size], in the LLM's dtype.
+    """
+    if adapter.fusion != "head":
+        raise ValueError(f"fusion is {adapter.fusion!r}; expected 'head': else the LLM's states change in training")
+    prompts = _prompts(batch)
+    embedding = llm.get_input_embeddings()
+    mask = prompts["attention_mask"].to(device_of(embedding)).long()
+    ids = _known_ids(prompts["input_ids"].to(mask.device), embedding.num_embeddings, mask, None)
+    prepared = _llm_inputs(llm, embedding(ids), mask, None)
+    if ends is None:
+        return _last_states(adapter, llm, prepared, 0, options or {})
+    states = states_after(llm, adapter.head_layers, prepared, 0, options or {})
+    rows, counts = torch.tensor(ends, device=mask.device).unbind(dim=1)
+    # padded on the left
+    places = mask.shape[1] - mask.sum(dim=1)[rows] + counts - 1
+    return torch.stack([state.to(mask.device)[rows, places] for state in states], dim=1)
+
+
+def _last_states(adapter, llm, prepared, constant_length, options):
+    """States of `head_layers` at the prompts' ends [batch, layers, hidden_size]: the last place, as they are padded on
+    the left."""
     states = states_after(llm, adapter.head_layers, prepared, constant_length, options)
-    # padded on the left, every prompt ends in the last place
     device = prepared["attention_mask"].device
-    return adapter.head_output(torch.stack([state[:, -1].to(device) for state in states], dim=1))
+    return torch.stack([state[:, -1].to(device) for state in states], dim=1)
 
 
 def _head_loss(adapter, output, label_values, token_share, num_samples_in_batch):
@@ -286,7 +415,7 @@ def _share_of(loss, share):
 def _run_llm(llm, prepared, positions, needs_hidden_states, layers, options):
     """Logits [batch, positions, vocabulary] and, if needed and to be had, the last hidden states [batch, positions,
     hidden_size], or with `layers` those after each of them [batch, positions, layers, hidden_size]."""
-    parameters = signature(llm.forward).parameters
+    parameters = parameters_of(llm)
     options = {name: value for name, value in options.items() if value is not None} | {"use_cache": False}
     inputs = {name: value for name, value in prepared.items() if name != "position_ids" or name in parameters}
     can_choose = "logits_to_keep" in parameters
@@ -298,28 +427,19 @@ def _run_llm(llm, prepared, positions, needs_hidden_states, layers, options):
         logits = outputs.logits if can_choose else outputs.logits[:, positions.to(outputs.logits.device)]
         return logits, torch.stack([state[:, positions.to(state.device)].to(logits.device) for state in states], dim=2)
 
-    seen = []
-    output_embeddings = llm.get_output_embeddings() if needs_hidden_states else None
-    if output_embeddings is not None:
+    hidden_states, whole = None, not can_choose
+    if needs_hidden_states:
         # what the output layer is given is the last hidden state; asking for all layers' would hold them in memory
-        hook = output_embeddings.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-    elif needs_hidden_states:
-        options["output_hidden_states"] = True
-    try:
-        outputs = llm(**inputs, **options)
-    finally:
-        if output_embeddings is not None:
-            hook.remove()
-    logits = outputs.logits if can_choose else outputs.logits[:, positions.to(outputs.logits.device)]
-    if not needs_hidden_states:
-        return logits, None
-    if seen:
-        hidden_states, whole = seen[0], not can_choose
-    elif outputs.hidden_states:
-        hidden_states, whole = outputs.hidden_states[-1], True
+        outputs, hidden_states = run_and_see_last_states(llm, inputs, options)
+        if hidden_states is None:
+            outputs, whole = llm(**inputs, **(options | {"output_hidden_states": True})), True
+            hidden_states = outputs.hidden_states[-1] if outputs.hidden_states else None
     else:
-        return logits, None
-    return logits, hidden_states[:, positions.to(hidden_states.device)] if whole else hidden_states
+        outputs = llm(**inputs, **options)
+    logits = outputs.logits if can_choose else outputs.logits[:, positions.to(outputs.logits.device)]
+    if hidden_states is not None and whole:
+        hidden_states = hidden_states[:, positions.to(hidden_states.device)]
+    return logits, hidden_states
 
 
 def generate_with_adapter(adapter, llm, **kwargs):
@@ -340,7 +460,7 @@ def generate_with_adapter(adapter, llm, **kwargs):
     del prepared["position_ids"]
     try:
         return llm.generate(**prepared, **kwargs)
-    except (AttributeError, IndexError, TypeError) as error:
+    except (AttributeError, LookupError, TypeError) as error:
         # most often a cache that is handled as in transformers 4; answers by likelihood need none
         if is_remote_code(llm):
             raise remote_code_error(type(llm).__name__, error) from error
@@ -356,7 +476,8 @@ def predict_with_adapter(model, adapter, batch, answers, method):
     if adapter.head_use == "none":
         raise ValueError("method is 'head', but the adapter was configured without one (head='none')")
     with torch.no_grad():
-        output = forward_with_adapter(adapter, model.language_model, **_prompts(batch)).head_output
+        states = batch.get("llm_states")
+        output = forward_with_adapter(adapter, model.language_model, **_prompts(batch), llm_states=states).head_output
     require_finite(output, "head outputs", model.language_model.dtype)
     if adapter.task == "classification":
         return answers.predictions_of(output, "likeliest")
@@ -411,7 +532,7 @@ def load_language_model(name, **options):
     """
     try:
         return AutoModelForCausalLM.from_pretrained(name, **options)
-    except (AttributeError, ImportError, TypeError) as error:
+    except (AttributeError, ImportError, LookupError, TypeError) as error:
         if options.get("trust_remote_code"):
             raise remote_code_error(name, error) from error
         raise
@@ -442,12 +563,17 @@ def require_embeddings_are_enough(llm):
     Raises:
         ValueError: naming the LLM's class and what it does.
     """
-    name, parameters = type(llm).__name__, signature(llm.forward).parameters
+    name, parameters = type(without_peft(llm)).__name__, parameters_of(llm)
     if "inputs_embeds" not in parameters:
         raise ValueError(f"the LLM is a {name}; expected one that runs by inputs_embeds")
     # remote code may lack `generate` and still score answers
     if llm.config.is_encoder_decoder or not (llm.can_generate() or is_remote_code(llm)):
         raise ValueError(f"the LLM is a {name}; expected a causal one, as AutoModelForCausalLM loads it")
+    if getattr(getattr(llm, "active_peft_config", None), "is_prompt_learning", False):
+        raise ValueError(
+            f"the LLM is a {name} with {type(llm.active_peft_config).__name__}, whose virtual tokens would stand "
+            "before ours; expected one without prompt learning"
+        )
     embedding = llm.get_input_embeddings()
     if not is_remote_code(llm) or embedding.weight.is_meta:
         return

@@ -9,10 +9,11 @@ import logging
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from inspect import signature
 from numbers import Real
 
 import torch
+
+from .lower_layers import parameters_of
 
 logger = logging.getLogger(__name__)
 
@@ -398,7 +399,7 @@ def _normaliser(logits):
 
 def _logits(llm, inputs_embeds, attention_mask, position_ids, positions):
     """Logits [batch, positions, vocabulary], computed nowhere else where the LLM lets us choose."""
-    parameters = signature(llm.forward).parameters
+    parameters = parameters_of(llm)
     inputs = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "use_cache": False}
     if "position_ids" in parameters:
         inputs["position_ids"] = position_ids

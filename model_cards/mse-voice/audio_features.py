@@ -169,7 +169,8 @@ class LogMel:
     64 log-mel energies: HTK mels from 50 to 7600 Hz, symmetric Hann windows of 25 ms every 10 ms, ln(power + 1e-8),
     the mean of four for a step of 40 ms, edges cut at 1 % of the loudest 20 ms, values rounded to float16.
 
-    The frames of what is left lie where those of the whole do, so one pass is enough: 26 kB are kept for a second.
+    The frames of what is left lie where those of the whole do, so one pass is enough: for either place where steps may
+    begin they are kept as float16, 6 kB a second.
 
     Args:
         loudness ([`Loudness`]): of the same sound, kept up to date by the caller.
@@ -181,17 +182,23 @@ class LogMel:
         self.loudness = loudness
         self._waiting = np.zeros(0, np.float32)
         self._num_samples = 0
-        self._halves = []
+        self._half = np.zeros((0, NUM_MELS))
+        self._steps = []
 
     def add(self, sound):
-        """Take the next [`~clip_decoding.Sound`], of which the log-mel of each two frames is kept."""
+        """Take the next [`~clip_decoding.Sound`]."""
         self._num_samples += len(sound.samples)
         held = np.concatenate([self._waiting, sound.samples])
         # a pair of frames reaches 80 samples into the next
         count = max(0, (len(held) - (FRAME + HOP - QUIET_FRAME)) // QUIET_FRAME)
         if count:
             power = _mel_power(held, 2 * count)
-            self._halves.append(np.log(power + FLOOR).reshape(count, 2, NUM_MELS).mean(axis=1))
+            # a step is two neighbouring halves; which ones is only known when the beginning is
+            halves = np.log(power + FLOOR).reshape(count, 2, NUM_MELS).mean(axis=1)
+            halves = np.concatenate([self._half, halves])
+            # as stored features are: a model reads the same numbers from a file of features and from a clip
+            self._steps.append(((halves[:-1] + halves[1:]) / 2).astype(np.float16))
+            self._half = halves[-1:]
         self._waiting = held[count * QUIET_FRAME :]
 
     def finish(self):
@@ -205,10 +212,7 @@ class LogMel:
         num_steps = max(0, (num_samples - FRAME) // HOP + 1) // 4
         if not num_steps:
             return FeatureSequence(None, missing=f"the sound is too short, {1000 * num_samples / RATE:.0f} ms")
-        values = np.concatenate(self._halves)[first : first + 2 * num_steps]
-        values = values.reshape(num_steps, 2, NUM_MELS).mean(axis=1)
-        # as stored features are: a model reads the same numbers from a file of features and from a clip
-        values = values.astype(np.float16).astype(np.float32)
+        values = np.concatenate(self._steps)[first : first + 2 * num_steps : 2].astype(np.float32)
         return FeatureSequence(values, start=self.loudness.start + first * self.loudness.step)
 
 

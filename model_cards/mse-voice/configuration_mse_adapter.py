@@ -12,6 +12,9 @@ from transformers import AutoConfig, PreTrainedConfig
 TASKS = ("regression", "classification")
 LANGUAGES = ("en", "zh")
 HEADS = ("none", "alone", "beside")
+FUSIONS = ("prompt", "head")
+# the prompt_template that stands for the chat template of the LLM's tokenizer
+CHAT = "chat"
 ADAPTER_FIELDS = (
     "audio_dim",
     "vision_dim",
@@ -29,6 +32,7 @@ ADAPTER_FIELDS = (
     "prompt_template",
     "head",
     "head_layers",
+    "fusion",
 )
 _ADAPTER_ARGUMENTS = """
         audio_dim, vision_dim (`int`): features of one step of the audio and the vision sequence.
@@ -44,7 +48,8 @@ _ADAPTER_ARGUMENTS = """
         label_step (`float`, defaults to 0.1): distance between the numbers that can be answered.
         id2label (`dict[int, str]`, *optional*): names of the classes 0, 1, 2, ...; a classification needs it.
         language (`"en"` or `"zh"`, defaults to `"en"`): of the prompt.
-        prompt_template (`str`, *optional*): with {pseudo_tokens} and {text} once each, see [`MseProcessor`].
+        prompt_template (`str`, *optional*):
+            With {pseudo_tokens} and {text} once each, or "chat" for the LLM's own chat template, see [`MseProcessor`].
         head (`"none"`, `"alone"` or `"beside"`, defaults to `"none"`):
             A linear layer on the LLM's last hidden state at the prompt's last token, that gives the number or the
             classes' logits. "alone": it is trained instead of the label's tokens. "beside": both, losses added.
@@ -53,7 +58,13 @@ _ADAPTER_ARGUMENTS = """
         head_layers (`tuple[int]`, *optional*):
             The layers of the LLM, counted from 1, whose states the head reads, mixed by learned weights. By default
             only the last, behind the LLM's final norm. The middle knows more of a feeling (benchmarks/mse_smollm2.md),
-            and with a head alone the layers above need not run."""
+            and with a head alone the layers above need not run.
+        fusion (`"prompt"` or `"head"`, defaults to `"prompt"`):
+            Where audio and vision meet the words. "prompt": as pseudo tokens among the prompt's tokens, as in the
+            paper. "head": the LLM reads the words alone, and the mean of the pseudo tokens is added to what the head
+            reads. What the LLM makes of a text is a constant then: no gradient passes the LLM, and training keeps its
+            states instead of running it again. It needs a head alone and head_layers, and a prompt without
+            {pseudo_tokens}."""
 
 
 def known_to_peft():
@@ -102,6 +113,7 @@ class MseAdapterConfig(PeftConfig):
     prompt_template: str | None = field(default=None)
     head: str = field(default="none")
     head_layers: tuple | None = field(default=None)
+    fusion: str = field(default="prompt")
 
     def __post_init__(self):
         super().__post_init__()
@@ -126,6 +138,7 @@ class MseConfig(PreTrainedConfig):
             Hub id or folder of the LLM. One that begins with "./" is a folder inside the model's own folder or Hub
             repository, so that a small LLM can travel with its adapter.
         backbone_revision (`str`, *optional*): branch, tag or commit of it.
+        backbone_likeness (`dict`, *optional*): what tells it from other LLMs, see [`likeness_of`].
 
     Raises:
         ValueError: for a field out of its range; the message names it, what came and what is expected.
@@ -148,9 +161,11 @@ class MseConfig(PreTrainedConfig):
     prompt_template: str | None = None
     head: str = "none"
     head_layers: tuple | list | None = None
+    fusion: str = "prompt"
     hidden_size: int | None = None
     backbone_name_or_path: str | None = None
     backbone_revision: str | None = None
+    backbone_likeness: dict | None = None
 
     def __post_init__(self, **kwargs):
         if self.task == "regression" and self.id2label is None:
@@ -207,11 +222,18 @@ def _check_adapter_fields(config):
         _require(config, "head_layers", fits, "rising whole numbers of at least 1, or None")
         _require(config, "head_layers", config.head != "none", "None, as head is 'none'")
         config.head_layers = tuple(layers)
-    if config.prompt_template is not None:
-        fits = isinstance(config.prompt_template, str) and all(
-            config.prompt_template.count(place) == 1 for place in ("{pseudo_tokens}", "{text}")
-        )
-        _require(config, "prompt_template", fits, "a text with {pseudo_tokens} and {text} once each, or None")
+    _require(config, "fusion", config.fusion in FUSIONS, f"one of {FUSIONS}")
+    if config.fusion == "head":
+        fits = config.head == "alone" and config.head_layers is not None
+        _require(config, "fusion", fits, "'prompt', as it is not a head alone with head_layers")
+        config.prompt_template = config.prompt_template or "{context}{speaker}{text}"
+    if config.prompt_template is not None and (config.prompt_template, config.fusion) != (CHAT, "prompt"):
+        places = ("{pseudo_tokens}", "{text}")
+        counts = [config.prompt_template.count(name) for name in places] if _is_text(config.prompt_template) else []
+        wanted, expected = [1, 1], "{pseudo_tokens} and {text} once each"
+        if config.fusion == "head":
+            wanted, expected = [0, 1], "{text} once and no {pseudo_tokens}, as fusion is 'head'"
+        _require(config, "prompt_template", counts == wanted, f"a text with {expected}, or {CHAT!r}, or None")
     if config.task == "classification":
         labels = config.id2label if isinstance(config.id2label, dict) else {}
         # keys come back from JSON as strings
@@ -225,6 +247,10 @@ def _check_adapter_fields(config):
 def _require(config, name, condition, expected):
     if not condition:
         raise ValueError(f"{name} is {getattr(config, name)!r}; expected {expected}")
+
+
+def _is_text(value):
+    return isinstance(value, str)
 
 
 def _is_whole(value):

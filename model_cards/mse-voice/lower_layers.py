@@ -16,6 +16,17 @@ from torch import nn
 WORTH_A_PASS = 6
 
 
+def without_peft(llm):
+    """The LLM itself, where a PEFT model of another type (LoRA) stands around it: what that adds lies within its
+    layers, and only the LLM's own signature says what it takes."""
+    return llm.get_base_model() if hasattr(llm, "get_base_model") else llm
+
+
+def parameters_of(llm):
+    """What an LLM's `forward` takes, by name."""
+    return signature(without_peft(llm).forward).parameters
+
+
 def num_layers_of(llm):
     """How many layers an LLM has (`int`).
 
@@ -58,6 +69,18 @@ def observed_run(llm, layers, inputs, options):
     return outputs, states
 
 
+def run_and_see_last_states(llm, inputs, options):
+    """The whole LLM's outputs, and what its output layer was given: the last hidden states [batch, positions,
+    hidden_size]. None where it has no output layer, or does not run it as a module."""
+    output_layer = without_peft(llm).get_output_embeddings()
+    if output_layer is None:
+        return llm(**inputs, **options), None
+    seen = []
+    view = _with_module(llm, output_layer, _Seen(output_layer, seen))
+    outputs = view(**inputs, **options)
+    return outputs, seen[0] if seen else None
+
+
 def _run_in_two(llm, layers, inputs, constant_length, options):
     length = inputs["inputs_embeds"].shape[1]
     beginning = {name: value[:, :constant_length] for name, value in inputs.items()}
@@ -72,7 +95,7 @@ def _run_in_two(llm, layers, inputs, constant_length, options):
 def _run(llm, layers, inputs, options):
     """States by layer, and the outputs of the LLM's base model up to the last of `layers`."""
     states, found = [], _layers_of(llm)
-    base = llm.base_model
+    base = without_peft(llm).base_model
     view = _with_layers(base, found, _observed(found[: layers[-1]], layers, states))
     parameters = signature(type(base).forward).parameters
     inputs = {name: value for name, value in inputs.items() if name != "position_ids" or name in parameters}
@@ -81,7 +104,10 @@ def _run(llm, layers, inputs, options):
 
 
 class _Observed(nn.Module):
-    """A layer of the LLM that notes in a list of this call what it gives."""
+    """A layer of the LLM that notes in a list of this call what it gives.
+
+    A hook on the layer itself would be seen by every thread that runs the LLM.
+    """
 
     def __init__(self, layer, states):
         super().__init__()
@@ -96,6 +122,14 @@ class _Observed(nn.Module):
     def __getattr__(self, name):
         # an LLM asks its layers what kind of attention they have
         return getattr(self.__dict__["layer"], name)
+
+
+class _Seen(_Observed):
+    """The same for what it is given."""
+
+    def forward(self, *args, **kwargs):
+        self.states.append(args[0] if args else next(iter(kwargs.values())))
+        return self.layer(*args, **kwargs)
 
 
 def _observed(found, layers, states):
@@ -116,13 +150,18 @@ def _layers_of(llm):
 
 def _with_layers(root, found, layers):
     """`root` as it is, sharing all weights, but with `layers` where `found` stands in it."""
+    return _with_module(root, found, nn.ModuleList(layers))
+
+
+def _with_module(root, found, replacement):
+    """`root` as it is, sharing all weights, but with `replacement` where the module `found` stands in it."""
     place = next(name for name, module in root.named_modules() if module is found)
     view = here = _copied(root)
     *parents, last = place.split(".")
     for name in parents:
         here._modules[name] = _copied(here._modules[name])
         here = here._modules[name]
-    here._modules[last] = nn.ModuleList(layers)
+    here._modules[last] = replacement
     return view
 
 

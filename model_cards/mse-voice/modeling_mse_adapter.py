@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, initialization
 from transformers.utils import cached_file
 
 from .adapted_language_model import (
@@ -22,6 +22,7 @@ from .adapted_language_model import (
     embedding_width,
     forward_with_adapter,
     generate_with_adapter,
+    llm_states_of,
     load_language_model,
     predict_with_adapter,
     prepare_inputs,
@@ -29,6 +30,7 @@ from .adapted_language_model import (
     require_head_layers,
     train_only_adapter,
 )
+from .backbone_likeness import require_likeness
 from .checksums import forget_checksums, require_saved_weights
 from .configuration_mse_adapter import MseAdapterConfig, MseConfig
 
@@ -126,13 +128,31 @@ class MultiScaleFusion(nn.Module):
         return self.join(stacked[:, None])[:, 0, :, 0]
 
 
-class PseudoTokenProjector(nn.Module):
-    """Linear(mixer_dim, hidden_size), then Linear(1, P), which makes P tokens of the one vector."""
+class ConstantLinear(nn.Linear):
+    """A linear layer whose weights start as one number, and its bias as zero."""
 
-    def __init__(self, mixer_dim, hidden_size, num_pseudo_tokens):
+    def __init__(self, in_features, out_features, start):
+        self.start = start
+        super().__init__(in_features, out_features)
+
+    def reset_parameters(self):
+        # transformers' own functions leave alone what has been loaded
+        initialization.constant_(self.weight, self.start)
+        initialization.zeros_(self.bias)
+
+
+class PseudoTokenProjector(nn.Module):
+    """Linear(mixer_dim, hidden_size), then Linear(1, P), which makes P tokens of the one vector. With `starts_at_zero`
+    the tokens are zero until they have learnt something."""
+
+    def __init__(self, mixer_dim, hidden_size, num_pseudo_tokens, starts_at_zero=False):
         super().__init__()
-        self.projection = nn.Linear(mixer_dim, hidden_size)
-        self.expansion = nn.Linear(1, num_pseudo_tokens)
+        if starts_at_zero:
+            self.projection = ConstantLinear(mixer_dim, hidden_size, 0.0)
+            self.expansion = ConstantLinear(1, num_pseudo_tokens, 1.0)
+        else:
+            self.projection = nn.Linear(mixer_dim, hidden_size)
+            self.expansion = nn.Linear(1, num_pseudo_tokens)
 
     def forward(self, fused):
         """[batch, mixer_dim] -> [batch, num_pseudo_tokens, hidden_size]"""
@@ -141,21 +161,42 @@ class PseudoTokenProjector(nn.Module):
 
 class LayerMix(nn.Module):
     """
-    Several layers' states to one: each brought to mean 0 and variance 1 over its width, then summed by weights that
-    are learned and add up to one (ELMo's scalar mix, arXiv 1802.05365, with layer normalisation).
+    Several layers' states to one: each brought to mean 0 and variance 1 over its width, then every feature by `mean`
+    and `std` (what training found; 0 and 1 until then), then summed by weights that are learned and add up to one
+    (ELMo's scalar mix, arXiv 1802.05365, with normalisation: an LLM's few large features would drown the others).
 
     Args:
-        num_layers (`int`)
+        num_layers, hidden_size (`int`).
     """
 
-    def __init__(self, num_layers):
+    def __init__(self, num_layers, hidden_size):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(num_layers))
+        self.register_buffer("mean", torch.zeros(num_layers, hidden_size))
+        self.register_buffer("std", torch.ones(num_layers, hidden_size))
 
     def forward(self, states):
         """[batch, layers, hidden_size] -> [batch, hidden_size]"""
         weights = self.weight.softmax(dim=0)
-        return (F.layer_norm(states, states.shape[-1:]) * weights[:, None]).sum(dim=1)
+        return ((self.normalised(states) - self.mean) / self.std * weights[:, None]).sum(dim=1)
+
+    @staticmethod
+    def normalised(states):
+        return F.layer_norm(states, states.shape[-1:])
+
+    @torch.no_grad()
+    def fit(self, states):
+        """Take mean and standard deviation over the samples of states [samples, layers, hidden_size]."""
+        std, mean = torch.std_mean(self.normalised(states), dim=0)
+        self.mean.copy_(mean)
+        self.std.copy_(std.clamp(min=1e-3))
+
+    @torch.no_grad()
+    def reset_parameters(self):
+        # transformers' own functions leave alone what has been loaded
+        initialization.zeros_(self.weight)
+        initialization.zeros_(self.mean)
+        initialization.ones_(self.std)
 
 
 class MseAdapter(nn.Module):
@@ -175,16 +216,23 @@ class MseAdapter(nn.Module):
         self.audio_dim, self.vision_dim = config.audio_dim, config.vision_dim
         self.num_pseudo_tokens = config.num_pseudo_tokens
         self.head_use, self.head_layers, self.task = config.head, config.head_layers, config.task
+        self.fusion = config.fusion
         dim = config.mixer_dim
         self.audio_encoder = ModalityEncoder(config.audio_dim, config.audio_hidden_size, dim, config.dropout)
         self.vision_encoder = ModalityEncoder(config.vision_dim, config.vision_hidden_size, dim, config.dropout)
         self.text_guide_mixer = TextGuideMixer(hidden_size, dim)
         self.multi_scale_fusion = MultiScaleFusion(hidden_size, dim, config.scales)
-        self.projector = PseudoTokenProjector(dim, hidden_size, config.num_pseudo_tokens)
+        self.projector = PseudoTokenProjector(
+            # a head that reads words as they are begins with the words alone
+            dim,
+            hidden_size,
+            config.num_pseudo_tokens,
+            starts_at_zero=config.fusion == "head",
+        )
         if config.head != "none":
             self.head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(hidden_size, config.num_labels))
         if config.head_layers is not None:
-            self.layer_mix = LayerMix(len(config.head_layers))
+            self.layer_mix = LayerMix(len(config.head_layers), hidden_size)
 
     @property
     def dtype(self):
@@ -209,12 +257,14 @@ class MseAdapter(nn.Module):
             mixed = self.text_guide_mixer(text_embeddings.to(self.dtype), text_mask, audio, vision)
             return self.projector(self.multi_scale_fusion(mixed))
 
-    def head_output(self, hidden_states):
+    def head_output(self, hidden_states, pseudo_tokens=None):
         """Number [batch, 1] or class logits [batch, classes] from the LLM's last hidden state [batch, hidden_size], or
-        with `head_layers` from the states of these [batch, layers, hidden_size]."""
+        with `head_layers` from the states of these [batch, layers, hidden_size]; with the fusion "head" also from the
+        pseudo tokens [batch, num_pseudo_tokens, hidden_size]."""
         with torch.autocast(hidden_states.device.type, enabled=False):
             hidden_states = hidden_states.to(self.dtype)
-            return self.head(hidden_states if self.head_layers is None else self.layer_mix(hidden_states))
+            hidden_states = hidden_states if self.head_layers is None else self.layer_mix(hidden_states)
+            return self.head(hidden_states if pseudo_tokens is None else hidden_states + pseudo_tokens.mean(dim=1))
 
     def head_loss(self, output, label_values):
         """Mean absolute error, by which the field selects its models (choice), or cross entropy."""
@@ -260,8 +310,6 @@ class MseForConditionalGeneration(PreTrainedModel):
         # PyTorch's own initialisation, as without transformers
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
-        elif isinstance(module, LayerMix):
-            module.weight.zero_()
 
     @classmethod
     def from_backbone(cls, backbone, config):
@@ -296,6 +344,7 @@ class MseForConditionalGeneration(PreTrainedModel):
         attn_implementation=None,
         trust_remote_code=None,
         backbone_options=None,
+        ignore_mismatched_backbone=False,
         **kwargs,
     ):
         """
@@ -303,14 +352,16 @@ class MseForConditionalGeneration(PreTrainedModel):
 
         Args:
             pretrained_model_name_or_path (`str`): folder or Hub id, of this class's or PEFT's layout.
-            backbone (`PreTrainedModel`, *optional*):
-                The LLM, already in memory; none is fetched. (Through `AutoModel.from_pretrained` it would be copied
-                on the way: use this class.)
+            backbone (`PreTrainedModel` or `str`, *optional*):
+                The LLM, already in memory, or its folder, instead of the one that the config names. (A model would be
+                copied on the way through `AutoModel.from_pretrained`: use this class.)
             config (`MseConfig`, *optional*)
             dtype, device_map, quantization_config, attn_implementation, trust_remote_code:
                 For the LLM, as `AutoModelForCausalLM.from_pretrained` takes them. The adapter stays in float32 and
                 goes where the LLM's embeddings are.
             backbone_options (`dict`, *optional*): further such arguments.
+            ignore_mismatched_backbone (`bool`, *optional*):
+                Only warn where the LLM is another than the adapter was trained for, see [`require_likeness`].
             kwargs: arguments of `PreTrainedModel.from_pretrained`; those about the Hub (token, cache_dir,
                 local_files_only, force_download) count for the LLM too.
 
@@ -333,15 +384,20 @@ class MseForConditionalGeneration(PreTrainedModel):
         own_options = {name: value for name, value in hub_options.items() if name != "force_download"} | own_place
         if os.path.isdir(folder):
             require_saved_weights(folder, **own_options)
+        loading_info, foreign = {}, {}
         try:
             if config is None and _is_peft_folder(folder, hub_options | own_place):
-                model, loading_info = cls._from_peft_folder(folder, hub_options | own_place), {}
+                model, foreign = cls._from_peft_folder(folder, hub_options | own_place)
             else:
                 _require_own_type(folder, config, hub_options | own_place)
                 model, loading_info = super().from_pretrained(
                     folder, *model_args, config=config, dtype=torch.float32, output_loading_info=True, **kwargs
                 )
-        except (IndexError, KeyError, RuntimeError, SafetensorError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except (IndexError, KeyError, SafetensorError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not _is_about_weights(error):
+                raise
             raise ValueError(f"the weights in {folder} are damaged, or not those of its config: {error}") from error
         if not os.path.isdir(folder):  # in the cache only now
             require_saved_weights(folder, **own_options)
@@ -350,18 +406,26 @@ class MseForConditionalGeneration(PreTrainedModel):
         missing = sorted(name for name in loading_info.get("missing_keys", ()) if not name.startswith(head))
         if missing:
             raise ValueError(f"the weights in {folder} lack {', '.join(missing)}")
-        if backbone is None:
+        tokenizer_place = None
+        if backbone is None or isinstance(backbone, (str, os.PathLike)):
             options = {
                 "dtype": dtype,
                 "device_map": device_map,
                 "quantization_config": quantization_config,
                 "attn_implementation": attn_implementation,
                 "trust_remote_code": trust_remote_code,
-            }
-            backbone = model._fetched_language_model(
-                folder, hub_options, own_place, options | (backbone_options or {})
-            )
+            } | (backbone_options or {})
+            if backbone is None:
+                backbone = model._fetched_language_model(folder, hub_options, own_place, options)
+            else:
+                tokenizer_place = os.fspath(backbone)
+                given = {name: value for name, value in (hub_options | options).items() if value is not None}
+                backbone = load_language_model(tokenizer_place, **given)
+        if model.config.backbone_likeness is not None:
+            tokenizers = None if tokenizer_place is None else _tokenizers_of(folder, own_place, tokenizer_place)
+            require_likeness(backbone, model.config.backbone_likeness, tokenizers, ignore_mismatched_backbone)
         model.set_language_model(backbone)
+        model._require_equal(foreign, folder)
         model.eval()
         return (model, loading_info) if wants_loading_info else model
 
@@ -376,7 +440,13 @@ class MseForConditionalGeneration(PreTrainedModel):
             where = own_place | {"subfolder": str(PurePosixPath(own_place.get("subfolder", ""), named))}
             named = folder
         options = {name: value for name, value in (hub_options | where | options).items() if value is not None}
-        return load_language_model(named, **options)
+        try:
+            return load_language_model(named, **options)
+        except OSError as error:
+            raise OSError(
+                f"the LLM {named} of {folder} cannot be had ({' '.join(str(error).split())}); a copy of your own can "
+                "be given as backbone=FOLDER, or --backbone FOLDER"
+            ) from error
 
     @classmethod
     def _from_peft_folder(cls, folder, hub_options):
@@ -385,6 +455,8 @@ class MseForConditionalGeneration(PreTrainedModel):
         if fields.get("peft_type") != "MSE_ADAPTER":
             raise ValueError(f"peft_type in {folder} is {fields.get('peft_type')!r}; expected 'MSE_ADAPTER'")
         weights = load_file(cached_file(folder, "adapter_model.safetensors", **hub_options))
+        # PEFT adds the embeddings of an LLM that was resized
+        foreign = {name: weights.pop(name) for name in list(weights) if f"{PEFT_CONTAINER}." not in name}
         weights = {name.split(f"{PEFT_CONTAINER}.", 1)[1]: value for name, value in weights.items()}
         known = {name: fields[name] for name in MseAdapterConfig.__dataclass_fields__ if name in fields}
         config = MseConfig.from_adapter_config(
@@ -396,7 +468,20 @@ class MseForConditionalGeneration(PreTrainedModel):
             config.backbone_name_or_path = os.path.abspath(named)
         model = cls(config)
         model.adapter.load_state_dict(weights)
-        return model
+        return model, foreign
+
+    def _require_equal(self, foreign, folder):
+        """Refuse weights of an LLM in an adapter's file, unless they are the LLM's own."""
+        own = self.language_model.state_dict(keep_vars=True) if foreign else {}
+        for name, value in foreign.items():
+            # in PEFT our layer stands around the input embedding
+            weight = own.get(name.removeprefix("base_model.model.").replace(".base_layer.", "."))
+            if weight is None or weight.shape != value.shape or not torch.equal(weight.to(value), value):
+                raise ValueError(
+                    f"{folder} holds {name}, a weight of an LLM that was changed or resized after it was loaded from "
+                    f"{self.config.backbone_name_or_path}; expected the adapter's weights alone, or that LLM as "
+                    "backbone="
+                )
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As `PreTrainedModel.save_pretrained`: the adapter alone, and config.json."""
@@ -436,6 +521,10 @@ class MseForConditionalGeneration(PreTrainedModel):
             # so that Trainer leaves the LLM where it is
             self.hf_device_map = {f"language_model.{name}": place for name, place in backbone.hf_device_map.items()}
         self.train(self.training)
+
+    def llm_states(self, ends=None, **batch):
+        """What the LLM makes of a batch's words, for a model with the fusion "head", see [`llm_states_of`]."""
+        return llm_states_of(self.adapter, self._llm(), batch, ends=ends)
 
     def prepare_inputs(self, **batch):
         """inputs_embeds, attention_mask and position_ids for the LLM, see [`prepare_inputs`]."""
@@ -521,10 +610,29 @@ class MseForConditionalGeneration(PreTrainedModel):
     def get_output_embeddings(self):
         return None
 
+    def resize_token_embeddings(self, *args, **kwargs):
+        """As the LLM does it; its new rows stay as frozen as the others."""
+        embedding = self._llm().resize_token_embeddings(*args, **kwargs)
+        self.language_model.requires_grad_(False)
+        return embedding
+
     def _llm(self):
         if self.language_model is None:
             raise ValueError("this model has no LLM yet; use from_pretrained, from_backbone or set_language_model")
         return self.language_model
+
+
+def _is_about_weights(error):
+    """Whether a RuntimeError of loading tells of sizes or files, rather than of a device or of foreign code."""
+    return any(words in str(error) for words in ("mismatch", "Error(s) in loading", "safetensors"))
+
+
+def _tokenizers_of(folder, own_place, llm_folder):
+    """The tokenizers of an adapter's folder and of an LLM's, or None where one of them has none."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, **own_place), AutoTokenizer.from_pretrained(llm_folder)
+    except (OSError, ValueError):
+        return None
 
 
 def _is_peft_folder(folder, hub_options):

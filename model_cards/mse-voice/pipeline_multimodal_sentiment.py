@@ -84,7 +84,9 @@ class MultimodalSentimentPipeline(Pipeline):
 
     def preprocess(self, samples, explain=False):
         """A batch of the processor's from a list of samples; what each was made from, and what each row shows."""
-        samples, made_from = zip(*(self._read(sample, index) for index, sample in enumerate(samples)), strict=True)
+        samples, made_from = zip(
+            *(self.read_sample(sample, index) for index, sample in enumerate(samples)), strict=True
+        )
         rows = [(sample, None) for sample in samples]
         if explain:
             rows = [(shown, left_out) for sample in samples for shown, left_out in _variants(sample)]
@@ -171,7 +173,7 @@ class MultimodalSentimentPipeline(Pipeline):
         answer["problem"] = prediction.problem
         return {name: value for name, value in answer.items() if value is not None or name in ("value", "label")}
 
-    def _read(self, sample, index):
+    def read_sample(self, sample, index=0):
         """A sample with its files and its clip read, as the processor takes it; what it was made from, or None."""
         sample = {"clip": sample} if _is_clip(sample) else sample
         raw = {}

@@ -14,8 +14,9 @@ from transformers.utils import cached_file
 
 from .answers import AnswerFormat
 from .clip_features import ClipReader, checked_front_ends, feature_width
-from .configuration_mse_adapter import MseConfig
+from .configuration_mse_adapter import CHAT, MseConfig
 from .face_features import NOTICE_FILE, WEIGHTS_FILE, own_weights
+from .transcripts import in_sentence_case
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,9 @@ class MseProcessor(ProcessorMixin):
         prompt_template (`str`, *optional*):
             The prompt with the places {pseudo_tokens} and {text} (each once), {speaker} and {context} (both empty
             where a sample names none), and {low}, {high}, {labels}. Default: the one of language and task in
-            `PROMPT_TEMPLATES`.
+            `PROMPT_TEMPLATES`. "chat": this default as a user's turn in the tokenizer's chat template, which the
+            assistant's turn begins to answer. A model with the fusion "head" has no {pseudo_tokens} in it. The names
+            of special tokens in a template are these tokens; in what people say they are not.
         num_pseudo_tokens (`int`): places kept for the pseudo tokens.
         num_context_utterances (`int`, *optional*): how many of the earlier utterances are shown; None shows all given.
         max_text_tokens, max_audio_length, max_vision_length (`int`, *optional*):
@@ -73,6 +76,8 @@ class MseProcessor(ProcessorMixin):
             clip gives.
         modalities (`list[str]`, *optional*):
             Of text, audio and vision, those that the model was trained on; None: all.
+        sentence_case (`bool`):
+            Utterances, earlier ones too, are brought to sentence case, see [`in_sentence_case`].
 
     Attributes:
         answers (`AnswerFormat`)
@@ -105,6 +110,7 @@ class MseProcessor(ProcessorMixin):
         feature_statistics=None,
         front_ends=None,
         modalities=None,
+        sentence_case=False,
         chat_template=None,
     ):
         super().__init__(tokenizer, chat_template=chat_template)
@@ -137,6 +143,9 @@ class MseProcessor(ProcessorMixin):
         self.max_text_tokens = max_text_tokens
         self.max_audio_length, self.max_vision_length = max_audio_length, max_vision_length
         self.padding_side = padding_side
+        if not isinstance(sentence_case, bool):
+            raise ValueError(f"sentence_case must be True or False, but is {sentence_case!r}")
+        self.sentence_case = sentence_case
         self.feature_statistics = self._checked(feature_statistics)
         self.front_ends = checked_front_ends(front_ends)
         for modality in MODALITIES:
@@ -154,8 +163,12 @@ class MseProcessor(ProcessorMixin):
         self._face_weights = None
         self.answers = AnswerFormat(tokenizer, task, self.label_range, label_step, self.id2label, label_words)
         self.replaced_values = dict.fromkeys(MODALITIES, 0)
-        self._places = self._split(prompt_template or PROMPT_TEMPLATES[language, task])
+        template = prompt_template or PROMPT_TEMPLATES[language, task]
         self._beginning = _tokens_before_text(tokenizer)
+        if template == CHAT:
+            # it writes the beginning itself
+            self._beginning, template = [], _as_chat(tokenizer, PROMPT_TEMPLATES[language, task])
+        self._places = self._split(template)
         # a padded position is masked, so any token can stand there
         self._padding_id = self.answers.end_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
@@ -337,7 +350,7 @@ class MseProcessor(ProcessorMixin):
         written = {
             "{context}": self._conversation(context, index),
             "{speaker}": f"{speaker}{SPEAKER_MARKS[self.language]}" if speaker else "",
-            "{text}": text,
+            "{text}": in_sentence_case(text) if self.sentence_case else text,
         }
         for place, words in written.items():
             if lone := LONE_SURROGATE.search(words):
@@ -373,7 +386,8 @@ class MseProcessor(ProcessorMixin):
             if not isinstance(turn, dict) or not isinstance(turn.get("text"), str):
                 raise ValueError(f"context must hold texts or (speaker, text), but sample {index} has {turn!r}")
             mark = f"{turn['speaker']}{SPEAKER_MARKS[self.language]}" if turn.get("speaker") else ""
-            lines.append(f"{mark}{turn['text']}\n")
+            words = in_sentence_case(turn["text"]) if self.sentence_case else turn["text"]
+            lines.append(f"{mark}{words}\n")
         return CONTEXT_HEADINGS[self.language] + "".join(lines) if lines else ""
 
     def _tokens(self, text):
@@ -475,9 +489,10 @@ class MseProcessor(ProcessorMixin):
     def _split(self, template):
         """The template as places to fill and, between them, the tokens of the fixed text."""
         counts = {name: template.count(name) for name in ("{pseudo_tokens}", "{text}")}
-        if any(count != 1 for count in counts.values()):
+        if counts["{text}"] != 1 or counts["{pseudo_tokens}"] > 1:
             raise ValueError(
-                f"prompt_template must have {{pseudo_tokens}} and {{text}} once each, but is {template!r}"
+                f"prompt_template must have {{text}} once, and {{pseudo_tokens}} once (not at all for the fusion "
+                f"'head'), but is {template!r}"
             )
         texts = self.answers.texts
         fixed = {"{low}": texts[0], "{high}": texts[-1]}
@@ -489,7 +504,11 @@ class MseProcessor(ProcessorMixin):
         for name, text in fixed.items():
             template = template.replace(name, text)
         parts = [part for part in PLACES.split(template) if part]
-        return [part if PLACES.fullmatch(part) else tuple(self._tokens(part)) for part in parts]
+        return [part if PLACES.fullmatch(part) else tuple(self._template_tokens(part)) for part in parts]
+
+    def _template_tokens(self, text):
+        # names of special tokens are these tokens: a chat format consists of them
+        return self.tokenizer(text, add_special_tokens=False).input_ids
 
 
 def with_known_fields(sample, index):
@@ -515,6 +534,14 @@ def with_known_fields(sample, index):
         if field in FIELDS and known.get(field) is None:
             known[field] = value
     return known
+
+
+def _as_chat(tokenizer, template):
+    """A prompt template as a user's turn in the tokenizer's chat template, up to where the assistant answers."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(f"prompt_template is {CHAT!r}, but the tokenizer has no chat template; expected one")
+    turns = [{"role": "user", "content": template}]
+    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
 
 def _tokens_before_text(tokenizer):
