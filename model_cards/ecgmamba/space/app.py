@@ -1,61 +1,165 @@
-"""A Space: upload a recording, see its findings on ECG paper. The variable MODEL_ID names the model."""
+"""A Space: upload an ECG, read what the model finds in it, look at it on ECG paper. No upload is kept."""
 
+import base64
+import html
+import json
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
-import gradio
+import gradio as gr
+import numpy as np
+from huggingface_hub import hf_hub_download
 from transformers import pipeline
-
-SUFFIXES = (".hea", ".csv", ".tsv", ".txt", ".npy", ".npz", ".mat", ".h5", ".hdf5", ".edf", ".bdf")
 
 # publishing fills these in; the variables of the Space, or of a shell, win
 MODEL_ID = os.environ.get("MODEL_ID", "THIS_REPOSITORY")
 REVISION = os.environ.get("REVISION", "main" if "MODEL_ID" in os.environ else "THIS_REVISION")
 
+VIEWER = (Path(__file__).parent / "viewer.html").read_text(encoding="utf-8")
+MOST_SAMPLES = 2_000_000  # that the page shows, of all leads
+MILLIVOLTS = 0.001  # a count of the page's
+WORDS = {
+    **{"NORM": "Normal ECG", "MI": "Myocardial infarction", "STTC": "ST/T change", "CD": "Conduction disturbance"},
+    **{"HYP": "Hypertrophy", "AFIB": "Atrial fibrillation", "AF": "Atrial fibrillation", "AFLT": "Atrial flutter"},
+    **{"SR": "Sinus rhythm", "STACH": "Sinus tachycardia", "SBRAD": "Sinus bradycardia", "SARRH": "Sinus arrhythmia"},
+    **{"I-AVB": "First-degree AV block", "1AVB": "First-degree AV block", "LBBB": "Left bundle branch block"},
+    **{
+        "RBBB": "Right bundle branch block",
+        "CLBBB": "Complete left bundle branch block",
+        "PVC": "Ventricular ectopics",
+    },
+    **{"CRBBB": "Complete right bundle branch block", "PAC": "Atrial ectopics", "LVH": "Left ventricular hypertrophy"},
+    **{"STD": "ST depression", "STE": "ST elevation", "Normal": "Normal ECG", "PACE": "Paced rhythm"},
+}
+DISCLAIMER = (
+    "**Not a medical device.** A research model reads one recording, knows nothing of the patient, and is wrong at "
+    "times. Do not diagnose or treat by it. Files are deleted within two minutes; nothing is kept."
+)
+
 ecg = pipeline("ecg-classification", model=MODEL_ID, revision=REVISION, trust_remote_code=True)
 
 
-def read(files, sampling_rate):
-    """Uploaded files -> scores for the label widget, rows for the timeline, path of the picture, notes."""
-    with tempfile.TemporaryDirectory() as folder:
-        # a header finds its signal files beside it, under their own names
-        paths = [Path(shutil.copy(file, Path(folder) / Path(file).name)) for file in files or ()]
-        recording = next((path for suffix in SUFFIXES for path in paths if path.suffix.lower() == suffix), None)
-        if recording is None:
-            raise gradio.Error(f"Upload one recording: {', '.join(SUFFIXES)}; WFDB with its signal files.")
-        try:
-            picture = Path(tempfile.mkdtemp()) / "ecg.png"  # gradio serves it after this function returns
-            result, _ = ecg.plot(recording, picture, sampling_rate=sampling_rate or None)
-        except (ValueError, OSError) as error:
-            raise gradio.Error(str(error)) from error
-    scores = {finding["label"]: finding["score"] for finding in result["findings"]}
-    rows = [[entry["start"], entry["end"], entry["label"], entry["score"]] for entry in result["timeline"]]
-    notes = [f"No findings: {result['refused']}"] if result["refused"] else []
+def example():
+    folder = Path(MODEL_ID)
+    return folder / "example.csv" if folder.is_dir() else hf_hub_download(MODEL_ID, "example.csv", revision=REVISION)
+
+
+def read(files, sampling_rate=None):
+    """
+    Uploaded files (a recording; WFDB's header with its signal files; a zip archive) -> the page, the findings, what
+    was done to the file.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            # a header finds its signal files beside it, under their own names
+            paths = [Path(shutil.copy(file, Path(folder) / Path(file).name)) for file in files or ()]
+            return show(find_recording(paths), sampling_rate)
+    except (ValueError, OSError) as error:
+        text = re.sub(r"(?:/[\w.~+-]+)+/", "", " ".join(str(error).split()))
+        return "", f"<p role='alert'><strong>This could not be read.</strong> {html.escape(text)}</p>", ""
+
+
+def find_recording(paths):
+    if not paths:
+        raise ValueError("no file; upload a recording: WFDB (header and signal files), EDF, CSV, NumPy, MATLAB, HDF5")
+    headers = [path for path in paths if path.suffix.lower() == ".hea"]
+    if len(headers) > 1 or (not headers and len(paths) > 1):
+        raise ValueError(
+            f"{len(paths)} files; expected one recording: WFDB's header with its signal files, or one file"
+        )
+    (path,) = headers or paths
+    return path.read_bytes() if path.suffix.lower() == ".zip" else path
+
+
+def read_example():
+    return show(example(), None)
+
+
+def show(recording, sampling_rate):
+    opened = ecg.preprocess(recording, sampling_rate=sampling_rate or None, trusted=False)[0].recording
+    result = ecg(opened)
+    length = min(opened.num_samples, MOST_SAMPLES // len(opened.leads))
+    signal = opened.read(0, length).signal
+    step = max(1, int(opened.sampling_rate // 500))  # finer than a screen
+    counts = np.where(np.isfinite(signal), np.clip(signal / MILLIVOLTS, -32767, 32767), -32768)[:, ::step]
+    data = {
+        "leads": list(opened.leads),
+        "sampling_rate": opened.sampling_rate / step,
+        "duration": opened.duration,
+        "millivolts": MILLIVOLTS,
+        "signals": [base64.b64encode(row.astype("<i2").tobytes()).decode() for row in counts],
+        "result": result,
+    }
+    notes = [
+        f"{opened.duration:.1f} s, {opened.sampling_rate:g} Hz, {len(opened.leads)} leads: {', '.join(opened.leads)}",
+        *result["notes"],
+    ]
+    if length < opened.num_samples:
+        notes.append(f"the page shows the first {length / opened.sampling_rate:.0f} s; the findings are of all")
+    page = VIEWER.replace("/*DATA*/null", json.dumps(data).replace("</", "<\\/"))
+    frame = f'<iframe title="The ECG on paper" srcdoc="{html.escape(page)}" allow="fullscreen" class="page"></iframe>'
+    return frame, findings(result), "\n".join(f"- {html.escape(note)}" for note in notes)
+
+
+def findings(result):
+    """Those that are there in words, then all scores with their thresholds."""
+    if result.get("refused"):
+        return f"<p role='alert'><strong>No findings.</strong> {html.escape(result['refused'])}</p>"
+    config = ecg.model.config
+    thresholds = dict(zip(config.label2id, config.thresholds or [0.5] * config.num_labels, strict=True))
+    present = [words(one["label"]) for one in result["findings"] if one["present"]]
+    rows = "".join(
+        f"<tr><td>{'✓ ' if one['present'] else ''}{html.escape(words(one['label']))}</td>"
+        f"<td>{html.escape(one['label'])}</td><td>{one['score']:.0%}</td><td>{thresholds[one['label']]:.0%}</td>"
+        f"<td>{'reaches its threshold' if one['present'] else 'below its threshold'}</td></tr>"
+        for one in result["findings"]
+    )
+    headline = html.escape(", ".join(present)) or "No finding above its threshold"
     return (
-        str(picture),
-        scores,
-        rows,
-        "\n".join(notes + [note for note in result["notes"] if note != result["refused"]]),
+        f"<h2>{headline}</h2><table><thead><tr><th>Finding</th><th>Code</th><th>Score</th><th>Threshold</th>"
+        f"<th>Why</th></tr></thead><tbody>{rows}</tbody></table>"
     )
 
 
-demo = gradio.Interface(
-    read,
-    inputs=[
-        gradio.File(label="Recording (WFDB: header and signal files together)", file_count="multiple"),
-        gradio.Number(label="Sampling rate in Hz, if the file does not state it", value=None),
-    ],
-    outputs=[
-        gradio.Image(label="ECG", type="filepath"),
-        gradio.Label(label="Findings"),
-        gradio.Dataframe(label="Timeline", headers=["start (s)", "end (s)", "label", "score"]),
-        gradio.Textbox(label="Notes"),
-    ],
-    title="ECGMamba",
-    description="Research software, not a medical device.",
-)
+def words(label):
+    return WORDS.get(label, label)
+
+
+CSS = """
+.page { width: 100%; height: 760px; border: 0; }
+@media (max-width: 600px) { .page { height: 1180px; } }
+.findings h2 { margin: 4px 0; } .findings table { width: 100%; border-collapse: collapse; }
+.findings td, .findings th { text-align: left; padding: 3px 8px 3px 0; border-bottom: 1px solid #8884; }
+"""
+
+# gradio keeps uploads of equal content in one place, so that none can be deleted while others may be reading it
+with gr.Blocks(title="ECGMamba", delete_cache=(30, 60), analytics_enabled=False) as demo:
+    gr.Markdown(f"# ECGMamba: what does this ECG show?\n{DISCLAIMER}")
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            upload = gr.File(
+                label="Your recording",
+                file_count="multiple",
+                height=150,
+            )
+            gr.Markdown("WFDB (header and signal files, or a zip of them), EDF, CSV, NumPy, MATLAB, HDF5.")
+            with gr.Accordion("The file does not state its sampling rate", open=False):
+                rate = gr.Number(label="Sampling rate in Hz", value=None)
+            with gr.Row():
+                go = gr.Button("Read it", variant="primary")
+                again = gr.Button("The example")
+        with gr.Column(scale=2, min_width=320):
+            found = gr.HTML(elem_classes="findings")
+    page = gr.HTML()
+    gr.Markdown("### What was done to the file")
+    done = gr.Markdown()
+    outputs = [page, found, done]
+    go.click(read, [upload, rate], outputs, api_name="read", concurrency_limit=2).then(lambda: None, None, upload)
+    again.click(read_example, None, outputs, api_name=False, concurrency_limit=2)
+    demo.load(read_example, None, outputs, api_name=False, concurrency_limit=2)
 
 if __name__ == "__main__":
-    demo.launch()
+    demo.launch(css=CSS, max_file_size="128mb")

@@ -37,6 +37,7 @@ demo = gr.Interface(
     title="MSE-Adapter",
     description="A frozen LLM with a small plug-in for voice and face.",
     flagging_mode="never",
+    delete_cache=(30, 60),  # no upload is kept
 )
 
 if __name__ == "__main__":
