@@ -157,7 +157,7 @@ with gr.Blocks(title="ECGMamba", delete_cache=(30, 60), analytics_enabled=False)
     gr.Markdown("### What was done to the file")
     done = gr.Markdown()
     outputs = [page, found, done]
-    go.click(read, [upload, rate], outputs, api_name="read", concurrency_limit=2).then(lambda: None, None, upload)
+    go.click(read, [upload, rate], outputs, api_name="read", concurrency_limit=2)
     again.click(read_example, None, outputs, api_name=False, concurrency_limit=2)
     demo.load(read_example, None, outputs, api_name=False, concurrency_limit=2)
 
