@@ -12,7 +12,7 @@ _HOMES = {
     "accelerated_mamba": ("accelerate_mamba",),
     "modeling_ecgmamba": ("EcgMambaForMaskedModeling", "EcgMambaForSequenceClassification", "EcgMambaModel"),
     "recording_channels": ("Recording",),
-    "recording": ("open_recording", "read_recording"),
+    "recording": ("open_recording", "open_recordings", "read_recording"),
     "feature_extraction_ecgmamba": ("EcgMambaFeatureExtractor",),
     "pipeline_ecg_classification": ("EcgClassificationPipeline",),
     "plotting": ("plot_recording",),

@@ -10,7 +10,7 @@ ending second, and leave the parsing to that family's file: `recording_wfdb.py`,
 import os
 from pathlib import Path
 
-from .recording_arrays import open_array, open_hdf5, open_matlab, open_numpy
+from .recording_arrays import arrays_of_batch, open_array, open_hdf5, open_matlab, open_numpy
 from .recording_channels import (
     STANDARD_LEADS,
     Recording,
@@ -42,6 +42,19 @@ _BY_ENDING = {
 def read_recording(source, **kwargs) -> Recording:
     """All of a recording, in memory: [`open_recording`] with the same arguments, then `read`."""
     return source if isinstance(source, Recording) and not kwargs else open_recording(source, **kwargs).read()
+
+
+def open_recordings(path, **kwargs):
+    """The recordings of one file, one after the other, as [`open_recording`] opens them with the same arguments: those
+    of an array `[recordings, leads, time]` or `[recordings, time, leads]` (CODE-15's HDF5, `.npy`) each by itself,
+    called by its exam_id or number and without the zeros that fill it up; the one of any other file."""
+    path = Path(path)
+    batch = arrays_of_batch(path, checked_leads(kwargs.get("leads"))) if path.is_file() else None
+    if batch is None:
+        yield open_recording(path, **kwargs)
+        return
+    for name, array in batch:
+        yield open_recording({"array": array, "name": name}, **kwargs)
 
 
 def open_recording(source, *, sampling_rate=None, leads=None, units=None, unnamed_leads=STANDARD_LEADS, trusted=True):

@@ -359,3 +359,36 @@ def _text(value):
         return value.decode("utf-8")
     except UnicodeDecodeError:
         return value.decode("latin-1")
+
+
+def arrays_of_batch(path, leads=None):
+    """
+    The recordings of a file that holds many in one array `[recordings, leads, time]` or `[recordings, time, leads]`,
+    one after the other: CODE-15's HDF5 (`tracings`, `exam_id`), `.npy`.
+
+    Returns:
+        an iterator over (name, array `[leads, time]`): the name is the recording's exam_id or number, and the zeros
+        on either side, with which short ones are filled up, are cut off. None for a file of one recording.
+    """
+    if path.suffix.lower() == ".npy":
+        array, names = np.load(path, allow_pickle=False, mmap_mode="r"), None
+        return _of_batch(path, array, names, leads) if array.ndim == 3 else None
+    if path.suffix.lower() not in (".h5", ".hdf5"):
+        return None
+    file = library("h5py").File(path, "r")
+    found = {key: item for key, item in file.items() if getattr(item, "ndim", 0) == 3}
+    if len(found) != 1:
+        file.close()
+        return None
+    array = next(iter(found.values()))
+    names = file["exam_id"][()] if "exam_id" in file and file["exam_id"].shape == array.shape[:1] else None
+    return _of_batch(path, array, names, leads)
+
+
+def _of_batch(path, array, names, leads):
+    transposed, _, _ = orientation(path.stem, array.shape[1:], array.dtype, leads or STANDARD_LEADS)
+    for k in range(array.shape[0]):
+        signal = array[k].T if transposed else np.asarray(array[k])
+        some = np.flatnonzero((signal != 0).any(axis=0))
+        signal = signal[:, some[0] : some[-1] + 1] if len(some) else signal
+        yield f"{path.stem} {k if names is None else names[k]}", signal

@@ -179,3 +179,25 @@ def test_any_matlab_file_with_one_signal(tmp_path, name, nested):
     savemat(tmp_path / "d.mat", {"age": 70})
     with pytest.raises(ValueError, match=r"has the variables age \[1, 1\]; expected a signal among them"):
         read_recording(tmp_path / "d.mat")
+
+
+def test_many_recordings_in_one_file(tmp_path):
+    import h5py
+
+    from hf_ecgmamba.recording import open_recordings
+
+    signal = np.stack([heart(600) * (1 + k / 10) for k in range(3)])
+    padded = np.zeros((3, 12, 900), np.float32)
+    padded[:, :, 150:750] = signal
+    with h5py.File(tmp_path / "exams_part0.hdf5", "w") as file:
+        file["tracings"], file["exam_id"] = padded.transpose(0, 2, 1), [1169160, 2873686, 168405]
+    np.save(tmp_path / "batch.npy", signal)
+    names = {"exams_part0.hdf5": [1169160, 2873686, 168405], "batch.npy": [0, 1, 2]}
+    for file, numbers in names.items():
+        opened = list(open_recordings(tmp_path / file, sampling_rate=100, units="mV"))
+        assert [one.name for one in opened] == [f"{file.partition('.')[0]} {number}" for number in numbers]
+        for one, expected in zip(opened, signal, strict=True):
+            np.testing.assert_allclose(one.read().signal, expected, rtol=1e-6)
+    np.save(tmp_path / "one.npy", signal[0])
+    (one,) = open_recordings(tmp_path / "one.npy", sampling_rate=100, units="mV")
+    np.testing.assert_allclose(one.read().signal, signal[0], rtol=1e-6)
