@@ -453,7 +453,7 @@ class _Span:
     stop: int
     values: np.ndarray
     raw: np.ndarray
-    own: np.ndarray  # the file's leads that `raw` is mixed from
+    own: np.ndarray  # the file's leads that `raw` is mixed from, gaps and all
     raw_start: int
     gaps: list  # (row of the file's leads, first second, last second), short or too long
 
@@ -503,8 +503,9 @@ class _Source:
         raw_start = max(first * down // up - reach, 0)
         raw_stop = min(last * down // up + reach, file.num_samples)
         raw = file.read(raw_start, raw_stop).signal
-        own, gaps = _fill_gaps(raw, self.used)
-        raw = own if self.is_as_it_lies else self.mixture @ own
+        own = raw
+        raw, gaps = _fill_gaps(own, self.used)
+        raw = raw if self.is_as_it_lies else self.mixture @ raw
         values = _resample_span(raw, raw_start, file.num_samples, up, down, first, last)
         values = extractor._filter(values)[:, start - first : stop - first]
         rate = file.sampling_rate

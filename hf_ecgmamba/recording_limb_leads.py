@@ -70,7 +70,15 @@ def _worst(values, names):
 
 
 def limb_lead_doubt(signal, leads):
-    """One line on limb leads that contradict one another, with what would explain it; None for those that fit."""
+    """One line on limb leads that contradict one another, with what would explain it; None for those that fit. Samples
+    may be missing (NaN): those count that all leads have, without leads that have less than half of theirs."""
+    rows = [row for row, lead in enumerate(leads) if lead in _SHARES]
+    if np.isnan(signal[rows]).any():
+        rows = [row for row in rows if np.isfinite(signal[row]).mean() >= 0.5]
+        signal, leads = signal[rows], tuple(leads[row] for row in rows)
+        signal = signal[:, np.isfinite(signal).all(axis=0)]
+        if signal.size == 0:
+            return None
     misfit, worst = limb_lead_misfit(signal, leads)
     if misfit <= MOST_MISFIT:
         return None

@@ -73,3 +73,16 @@ def test_real_recordings_fit(shared_data):
     for header in headers:
         recording = read_recording(header)
         assert limb_lead_misfit(recording.signal, recording.leads)[0] < MOST_MISFIT
+
+
+def test_missing_samples_are_no_contradiction():
+    page = np.full((6, 1000), np.nan)
+    for lead in range(6):  # a printed page: each lead for a while
+        shown = slice(250 * (lead // 3), 250 * (lead // 3 + 1))
+        page[lead, shown] = heart(1000)[lead, shown]
+    assert limb_lead_doubt(page, LIMBS) is None
+    gap = heart(1000)[:6]
+    gap[2, 300:500], gap[4] = np.nan, np.nan
+    assert limb_lead_doubt(gap, LIMBS) is None
+    gap[3] *= -1
+    assert "aVR is inverted" in limb_lead_doubt(gap, LIMBS)
