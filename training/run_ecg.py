@@ -103,6 +103,8 @@ class DataArguments:
     def __post_init__(self):
         if self.dataset not in ("simulated", "ptbxl", "cpsc2018", "folder"):
             raise ValueError(f"dataset is {self.dataset!r}; expected simulated, ptbxl, cpsc2018 or folder")
+        if self.dataset != "simulated" and self.data_dir is None:
+            raise ValueError(f"data_dir is missing; expected the folder that holds {self.dataset}")
         for dataset, defaults in ARGUMENTS_OF.items():
             for name, value in defaults.items():
                 if self.dataset == dataset and getattr(self, name) is None:
@@ -113,8 +115,6 @@ class DataArguments:
                     )
         if self.dataset == "simulated" and self.data_dir is not None:
             raise ValueError(f"data_dir is {self.data_dir!r}; expected none for simulated, which reads no files")
-        if self.dataset != "simulated" and self.data_dir is None:
-            raise ValueError(f"data_dir is missing; expected the folder that holds {self.dataset}")
         if self.on_error not in ("list", "raise"):
             raise ValueError(f"on_error is {self.on_error!r}; expected list or raise")
         if self.crop_pooling not in ("mean", "max"):

@@ -12,7 +12,9 @@ RECIPES = sorted((Path(__file__).resolve().parents[2] / "training" / "recipes").
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe(recipe, tmp_path):
-    flags = [str(recipe), "--data_dir", str(tmp_path), "--output_dir", str(tmp_path), "--bf16", "false"]
+    flags = [str(recipe), "--output_dir", str(tmp_path), "--bf16", "false"]
+    if "dataset: simulated" not in recipe.read_text():
+        flags += ["--data_dir", str(tmp_path)]
     *_, network, training = parse_recipe(ARGUMENTS, flags)
     model, reader = build_model(network, ("AF", "NORM"))
     assert (reader.sampling_rate, reader.window_seconds) == (network.sampling_rate, network.window_seconds)
