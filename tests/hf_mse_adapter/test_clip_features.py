@@ -253,8 +253,12 @@ from handler import EndpointHandler
 handler = EndpointHandler({str(folder / "model")!r})
 request = json.load(open("request.json"))
 answers += [handler({{"inputs": request}}), handler({{"inputs": [request, {{"text": "Fine."}}]}})[0]]
-answers += [handler({{"inputs": {{"clip": path}}}}) for path in ({str(clip)!r}, "/etc/passwd", 7)]
-answers += [handler({{"inputs": {str(clip)!r}}}), handler({{"inputs": {{"video": {str(clip)!r}, "text": "a"}}}})]
+paths = [{{"clip": path}} for path in ({str(clip)!r}, "/etc/passwd", 7)]
+for bad in (*paths, {str(clip)!r}, {{"video": {str(clip)!r}, "text": "a"}}):
+    try:
+        answers.append(handler({{"inputs": bad}}))
+    except ValueError as error:
+        answers.append({{"error": str(error)}})
 print(json.dumps(answers))
 """
     request = {"clip": base64.b64encode(clip.read_bytes()).decode(), "text": "Fine."}
