@@ -160,7 +160,7 @@ def test_eight_visitors_each_get_their_own_answer(space, tmp_path):
 
     def visit(index):
         path = write_csv(tmp_path / f"visitor{index}.csv", scale=1 + index / 10)
-        page, _, done = Client(space[0], verbose=False).predict([handle_file(str(path))], None, api_name="/read")
+        page, _, done, _ = Client(space[0], verbose=False).predict([handle_file(str(path))], None, api_name="/read")
         return re.search(r"signals.*?\[(.*?)\]", page)[1], done
 
     with ThreadPoolExecutor(8) as pool:

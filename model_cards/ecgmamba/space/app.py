@@ -62,6 +62,11 @@ def read(files, sampling_rate=None):
         return "", f"<p role='alert'><strong>This could not be read.</strong> {html.escape(text)}</p>", ""
 
 
+def read_and_clear(files, sampling_rate=None):
+    """As `read`; the field for files is empty then, for the next."""
+    return *read(files, sampling_rate), None
+
+
 def find_recording(paths):
     if not paths:
         raise ValueError("no file; upload a recording: WFDB (header and signal files), EDF, CSV, NumPy, MATLAB, HDF5")
@@ -157,7 +162,7 @@ with gr.Blocks(title="ECGMamba", delete_cache=(30, 60), analytics_enabled=False)
     gr.Markdown("### What was done to the file")
     done = gr.Markdown()
     outputs = [page, found, done]
-    go.click(read, [upload, rate], outputs, api_name="read", concurrency_limit=2)
+    go.click(read_and_clear, [upload, rate], [*outputs, upload], api_name="read", concurrency_limit=2)
     again.click(read_example, None, outputs, api_name=False, concurrency_limit=2)
     demo.load(read_example, None, outputs, api_name=False, concurrency_limit=2)
 
