@@ -88,6 +88,12 @@ def write_csv(path, leads=STANDARD_LEADS, scale=1.0):
     return path
 
 
+def submit(page, path):
+    page.set_input_files("input[type=file]", path)
+    page.locator("td.filename", has_text=path.stem).wait_for(timeout=30_000)  # it is there
+    page.get_by_role("button", name="Read it").click()
+
+
 def test_an_example_is_read_when_the_page_opens(browser, space, tmp_path):
     page, frame = opened(browser, space[0])
     assert page.locator(".findings h2").inner_text() == "No finding above its threshold"
@@ -134,18 +140,15 @@ def test_everything_has_a_name_and_a_phone_shows_it(browser, space):
 def test_an_upload_is_read_refused_in_one_line_and_not_kept(browser, space, tmp_path):
     page, _ = opened(browser, space[0])
     (tmp_path / "broken.edf").write_bytes(b"0       broken")
-    page.set_input_files("input[type=file]", tmp_path / "broken.edf")
-    page.get_by_role("button", name="Read it").click()
+    submit(page, tmp_path / "broken.edf")
     alert = page.locator(".findings [role=alert]")
     alert.wait_for(timeout=60_000)
     assert "could not be read" in alert.inner_text() and "/" not in alert.inner_text()
-    page.set_input_files("input[type=file]", write_csv(tmp_path / "mine.csv", ("I", "II", "III")))
-    page.get_by_role("button", name="Read it").click()
+    submit(page, write_csv(tmp_path / "mine.csv", ("I", "II", "III")))
     page.wait_for_function(  # the model wants twelve leads
         "document.querySelector('.findings [role=alert]')?.textContent.includes('lead')", timeout=60_000
     )
-    page.set_input_files("input[type=file]", write_csv(tmp_path / "patient_77.csv"))
-    page.get_by_role("button", name="Read it").click()
+    submit(page, write_csv(tmp_path / "patient_77.csv"))
     page.locator(".findings h2").wait_for(timeout=60_000)
     assert "10.0 s, 100 Hz, 12 leads" in page.inner_text("body")
     page.close()
