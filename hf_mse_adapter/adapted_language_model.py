@@ -489,13 +489,17 @@ def _generate_by_length(llm, prepared, options):
     mask, embeds = prepared["attention_mask"], prepared["inputs_embeds"]
     order, lengths = texts_first(mask), mask.sum(dim=1)
     allowed = options.get("prefix_allowed_tokens_fn")
+    # transformers counts samples of a prompt as rows, beams not
+    copies = (options.get("num_return_sequences") or 1) if (options.get("num_beams") or 1) == 1 else 1
     written = {}
     for length in lengths.unique().tolist():
         rows = (lengths == length).nonzero()[:, 0]
         if allowed is not None:
-            options = options | {
-                "prefix_allowed_tokens_fn": lambda index, ids, rows=rows: allowed(int(rows[index]), ids)
-            }
+
+            def allowed_here(index, ids, rows=rows):
+                return allowed(int(rows[index // copies]) * copies + index % copies, ids)
+
+            options = options | {"prefix_allowed_tokens_fn": allowed_here}
         tokens = llm.generate(
             inputs_embeds=embeds[rows[:, None], order[rows, :length]],
             attention_mask=mask.new_ones(len(rows), length),
