@@ -100,6 +100,8 @@ def outcome(llm):
         notes.append("reads padding: batched without any before a text")
     if not reading.takes_positions:
         notes.append("counts positions by itself")
+    if reading.generates and not reading.generates_padded:
+        notes.append("writes texts of one length at a time")
     if not reading.generates:
         notes.append("generate() does not run rightly from embeddings: answers by likelihood or head only")
     return "right", "; ".join(notes)

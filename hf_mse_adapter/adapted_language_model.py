@@ -474,7 +474,7 @@ def generate_with_adapter(adapter, llm, **kwargs):
             "their tokens; expected a method that scores answers, or a head"
         )
     try:
-        if not reading.reads_mask and not prepared["attention_mask"].all():
+        if not reading.generates_padded and not prepared["attention_mask"].all():
             return _generate_by_length(llm, prepared, kwargs)
         return llm.generate(**prepared, **kwargs)
     except (AttributeError, LookupError, TypeError) as error:
@@ -485,7 +485,7 @@ def generate_with_adapter(adapter, llm, **kwargs):
 
 
 def _generate_by_length(llm, prepared, options):
-    """`generate` for an LLM that reads padding: texts of equal length together, without any."""
+    """`generate` for an LLM that reads padding then: texts of equal length together, without any."""
     mask, embeds = prepared["attention_mask"], prepared["inputs_embeds"]
     order, lengths = texts_first(mask), mask.sum(dim=1)
     allowed = options.get("prefix_allowed_tokens_fn")

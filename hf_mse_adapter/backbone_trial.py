@@ -38,12 +38,14 @@ class Reading:
         takes_positions (`bool`): position ids that count from 0 mean what they say. Otherwise it counts by itself.
         reads_mask (`bool`): padding has no effect. Otherwise no text may have padding before it.
         generates (`bool`): `generate` from embeddings writes what the LLM itself would.
+        generates_padded (`bool`): also where texts of several lengths are padded.
         fault (`str`, *optional*): why it cannot be run by embeddings at all.
     """
 
     takes_positions: bool = True
     reads_mask: bool = True
     generates: bool = True
+    generates_padded: bool = True
     fault: str | None = None
 
 
@@ -175,7 +177,9 @@ def trial(llm):
             reading = Reading(takes_positions, reads_mask)
             fault = _fault_of(llm, reading, texts, expected)
             if fault is None:
-                return replace(reading, generates=_generates(llm, reading, texts[1:]))
+                padded = reads_mask and _generates(llm, reading, [texts[1:]])
+                alone = padded or _generates(llm, reading, [[text] for text in texts[1:]])
+                return replace(reading, generates=alone, generates_padded=padded)
             faults.append(fault)
     return Reading(fault=f"gives other answers to a text in a batch than alone ({faults[-1]})")
 
@@ -207,12 +211,12 @@ def _padded(llm, reading, texts, side):
     return inputs
 
 
-def _generates(llm, reading, texts):
+def _generates(llm, reading, batches):
     """Whether what `generate` writes from embeddings has the logits that the tokens so far have."""
     if not llm.can_generate():
         # remote code may lack it and still score answers
         return True
-    for batch in [texts] if reading.reads_mask else [[text] for text in texts]:
+    for batch in batches:
         inputs = _padded(llm, reading, batch, "left")
         inputs.pop("position_ids", None)
         try:
