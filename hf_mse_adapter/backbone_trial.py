@@ -126,8 +126,10 @@ class _Kind:
 
 @lru_cache(maxsize=256)
 def _tried(kind):
-    llm = small_llm(kind.model_class, kind.config, kind.implementation)
-    return None if llm is None else trial(llm)
+    # also where an LLM is being built on meta
+    with torch.device("cpu"):
+        llm = small_llm(kind.model_class, kind.config, kind.implementation)
+        return None if llm is None else trial(llm)
 
 
 def _tried_itself(llm):
@@ -136,7 +138,8 @@ def _tried_itself(llm):
     if not weight.is_meta and weight.numel():
         was_training = llm.training
         try:
-            return trial(llm.eval())
+            with weight.device:
+                return trial(llm.eval())
         except torch.OutOfMemoryError:
             pass
         finally:
@@ -177,9 +180,10 @@ def trial(llm):
             reading = Reading(takes_positions, reads_mask)
             fault = _fault_of(llm, reading, texts, expected)
             if fault is None:
-                padded = reads_mask and _generates(llm, reading, [texts[1:]])
+                padded = reads_mask and bool(_generates(llm, reading, [texts[1:]]))
                 alone = padded or _generates(llm, reading, [[text] for text in texts[1:]])
-                return replace(reading, generates=alone, generates_padded=padded)
+                # what raises an error will do so by itself
+                return replace(reading, generates=alone is not False, generates_padded=padded)
             faults.append(fault)
     return Reading(fault=f"gives other answers to a text in a batch than alone ({faults[-1]})")
 
@@ -212,7 +216,7 @@ def _padded(llm, reading, texts, side):
 
 
 def _generates(llm, reading, batches):
-    """Whether what `generate` writes from embeddings has the logits that the tokens so far have."""
+    """Whether what `generate` writes from embeddings has the logits that the tokens so far have; None: it fails."""
     if not llm.can_generate():
         # remote code may lack it and still score answers
         return True
@@ -233,7 +237,7 @@ def _generates(llm, reading, batches):
             raise
         except Exception as error:
             logger.debug(f"{type(llm).__name__} does not generate: {_first_line(error)}")
-            return False
+            return None
         for row, text in enumerate(batch):
             whole = torch.cat([text, written.sequences[row, :-1].to(text.device)])
             expected = _logits(llm, input_ids=whole[None])[0, len(text) - 1 :]
