@@ -470,8 +470,8 @@ def generate_with_adapter(adapter, llm, **kwargs):
     reading = reading_of(llm)
     if not reading.generates:
         raise ValueError(
-            f"the LLM is a {type(llm).__name__}, whose generate() writes something else from embeddings than from "
-            "their tokens; expected a method that scores answers, or a head"
+            f"the LLM is a {type(llm).__name__}, whose generate() fails or writes something else from embeddings "
+            "than from their tokens; expected a method that scores answers, or a head"
         )
     try:
         if not reading.generates_padded and not prepared["attention_mask"].all():

@@ -182,8 +182,10 @@ def trial(llm):
             if fault is None:
                 padded = reads_mask and bool(_generates(llm, reading, [texts[1:]]))
                 alone = padded or _generates(llm, reading, [[text] for text in texts[1:]])
-                # what raises an error will do so by itself
-                return replace(reading, generates=alone is not False, generates_padded=padded)
+                # an LLM's own code that fails will say so by itself, and whose it is
+                is_remote = type(llm).__module__.startswith("transformers_modules.")
+                generates = bool(alone) or (alone is None and is_remote)
+                return replace(reading, generates=generates, generates_padded=padded)
             faults.append(fault)
     return Reading(fault=f"gives other answers to a text in a batch than alone ({faults[-1]})")
 
