@@ -1,7 +1,6 @@
 """LLMs to which embeddings, mask or positions mean something else: refused in one line, or batched as they need it."""
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from hf_mse_adapter import MseAdapterConfig, MseForConditionalGeneration, MsePro
 from hf_mse_adapter.backbone_trial import reading_of
 from tests.hf_mse_adapter.tiny_backbones import build_backbone, build_tokenizer
 
-TABLE = Path(__file__).resolve().parents[2] / "benchmarks" / "supported_llms.md"
 GEMMA = {
     "vocab_size": 400,
     "hidden_size": 64,
@@ -221,11 +219,7 @@ def test_window_is_tried_within_and_beyond():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", families())
-def test_outcome_of_each_family_is_the_documented_one(family):
-    """`python benchmarks/supported_llms.py` makes the table anew for another version of transformers."""
-    table = TABLE.read_text(encoding="utf-8")
-    if f"transformers {transformers.__version__}" not in table:
-        pytest.skip(f"benchmarks/supported_llms.md is of another version than transformers {transformers.__version__}")
+def test_each_family_is_right_or_refused(family):
+    """`python benchmarks/supported_llms.py` writes the table of all."""
     row = row_of(family)
     assert row[2] != "WRONG", row[3]
-    assert f"| {' | '.join(row[:3])} |" in table
