@@ -109,12 +109,16 @@ def save_for_hub(
     return folder
 
 
+def code_files():
+    """The files of this package that a published folder needs (`list[Path]`)."""
+    entries = [HERE / f"{entry}.py" for entry in ENTRY_FILES]
+    return sorted({*entries, *(Path(file) for entry in entries for file in get_relative_import_files(entry))})
+
+
 def save_with_code(model, feature_extractor, folder, max_shard_size="5GB"):
     """Weights, config.json, preprocessor_config.json and flat code; the objects themselves stay as they are."""
-    for entry in ENTRY_FILES:
-        file = HERE / f"{entry}.py"
-        for needed in (file, *map(Path, get_relative_import_files(file))):
-            shutil.copyfile(needed, folder / needed.name)
+    for file in code_files():
+        shutil.copyfile(file, folder / file.name)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]

@@ -95,7 +95,8 @@ def save_for_hub(
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
         staging = Path(temporary)
-        _copy_code(staging)
+        for file in code_files():
+            shutil.copyfile(file, staging / file.name)
         model.save_pretrained(staging)
         processor.save_pretrained(staging)
         _add_to_json(staging / "processor_config.json", {"auto_map": {"AutoProcessor": AUTO_MAP["AutoProcessor"]}})
@@ -123,11 +124,10 @@ def save_for_hub(
     return folder
 
 
-def _copy_code(folder):
-    for entry in ENTRY_FILES:
-        file = HERE / f"{entry}.py"
-        for needed in (file, *map(Path, get_relative_import_files(file))):
-            shutil.copyfile(needed, folder / needed.name)
+def code_files():
+    """The files of this package that a published folder needs (`list[Path]`)."""
+    entries = [HERE / f"{entry}.py" for entry in ENTRY_FILES]
+    return sorted({*entries, *(Path(file) for entry in entries for file in get_relative_import_files(entry))})
 
 
 def _add_to_json(path, additions):
