@@ -9,6 +9,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import register_peft_method
 from torch import nn
 from transformers import AutoConfig
+from transformers.utils import logging
 
 from .adapted_language_model import (
     BATCH_FIELDS,
@@ -22,8 +23,11 @@ from .adapted_language_model import (
     require_head_layers,
     train_only_adapter,
 )
+from .backbone_source import as_plain_weights, differs_from_source
 from .configuration_mse_adapter import MseAdapterConfig, known_to_peft
 from .modeling_mse_adapter import PEFT_CONTAINER, MseAdapter
+
+logger = logging.get_logger(__name__)
 
 
 class MseAdapterLayer(nn.Module, BaseTunerLayer):
@@ -76,7 +80,14 @@ class MseAdapterModel(BaseTuner):
         return peft_config
 
     def _prepare_model(self, peft_config, model):
-        require_embeddings_are_enough(model)
+        require_embeddings_are_enough(as_plain_weights(model))
+        name = peft_config.base_model_name_or_path
+        if name and not peft_config.inference_mode and (difference := differs_from_source(model, name)):
+            # PEFT writes the name all the same
+            logger.warning(
+                f"the LLM is not what {name} gives ({difference}): save it, too, and load the adapter into it by "
+                "PeftModel.from_pretrained; by that name alone it would find another LLM"
+            )
         require_head_layers(peft_config, model)
         embedding = model.get_input_embeddings()
         self._embedding_name = next(name for name, module in model.named_modules() if module is embedding)

@@ -35,6 +35,7 @@ def test_what_a_published_folder_holds(tmp_path):
         "answers.py",
         "audio_features.py",
         "backbone_likeness.py",
+        "backbone_source.py",
         "checkpoint-7",
         "checksums.json",
         "checksums.py",

@@ -1,14 +1,15 @@
 """What an adapter's file and an LLM of other makes may do to each other: nothing that nobody sees."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GgufConfig, GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
-from hf_mse_adapter import MseAdapterConfig, MseForConditionalGeneration, MseProcessor
+from hf_mse_adapter import MseAdapterConfig, MseForConditionalGeneration, MseProcessor, save_for_hub
 
 from .tiny_backbones import build_backbone, build_tokenizer
 
@@ -159,3 +160,46 @@ def test_a_token_without_a_row():
 def test_what_cannot_be_merged_cannot_be_unmerged():
     with pytest.raises(ValueError, match="never merged"):
         get_peft_model(build_backbone(), copy.deepcopy(CONFIG)).unmerge_adapter()
+
+
+def test_an_llm_that_is_no_longer_what_its_name_gives(llm_folder, tmp_path):
+    """Reloaded by its name, a merged LoRA would be gone and every answer another."""
+    lora = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(llm_folder),
+        LoraConfig(target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM"),
+    )
+    merged = copy.deepcopy(lora).merge_and_unload()
+    resized = AutoModelForCausalLM.from_pretrained(llm_folder)
+    resized.resize_token_embeddings(410)
+    for llm in (lora.eval(), merged.eval(), resized.eval()):
+        model = MseForConditionalGeneration.from_backbone(llm, CONFIG).eval()
+        assert model.config.backbone_name_or_path is None
+        model.save_pretrained(tmp_path / "unnamed")
+        with pytest.raises(ValueError, match=r"backbone_name_or_path in the config of .* is None; give backbone="):
+            MseForConditionalGeneration.from_pretrained(tmp_path / "unnamed")
+    model = MseForConditionalGeneration.from_backbone(merged, CONFIG).eval()
+    save_for_hub(model, processor(), tmp_path / "whole")
+    again = MseForConditionalGeneration.from_pretrained(tmp_path / "whole")
+    assert values(again) == pytest.approx(values(model), abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_llm_that_is_what_its_name_gives_keeps_it(llm_folder, dtype):
+    llm = AutoModelForCausalLM.from_pretrained(llm_folder, dtype=dtype)
+    assert MseForConditionalGeneration.from_backbone(llm, CONFIG).config.backbone_name_or_path == str(llm_folder)
+    assert MseForConditionalGeneration.from_backbone(llm.float(), CONFIG).config.backbone_name_or_path
+
+
+def test_an_llm_from_a_gguf_file_is_no_quantized_one(tmp_path):
+    """As transformers marks what it has read from a GGUF file into plain floats."""
+    llm = build_backbone()
+    llm.config.quantization_config = GgufConfig(gguf_file="model.gguf")
+    llm.hf_quantizer, llm.is_quantized = SimpleNamespace(quantization_config=llm.config.quantization_config), True
+    model = get_peft_model(llm, copy.deepcopy(CONFIG))
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=1, remove_unused_columns=False, report_to=[], use_cpu=True, save_strategy="no"
+    )
+    samples = [{"text": "hi", "label": 1.0}] * 8
+    Trainer(model, arguments, train_dataset=samples, data_collator=processor().collate).train()
+    llm.save_pretrained(tmp_path / "llm")
+    assert not hasattr(AutoModelForCausalLM.from_pretrained(tmp_path / "llm").config, "quantization_config")
