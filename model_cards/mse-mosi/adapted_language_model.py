@@ -1,8 +1,9 @@
 """An adapter and a frozen LLM at work together: what `MseForConditionalGeneration` and PEFT's tuner both do.
 
 The adapter's pseudo tokens stand before the text, and the LLM writes the label. Whatever LLM it is, only its
-embeddings are looked at, and it runs by `inputs_embeds`. One that needs the tokens besides (Gemma 4 with its inputs to
-every layer) refuses by itself; one that ignores the attention mask (RWKV) reads padding, and wants batches of one.
+embeddings are looked at, and it runs by `inputs_embeds`. One that needs the tokens besides (Gemma 3n with its inputs
+to every layer) is refused; one that ignores the attention mask (RWKV) gets no padding before a text: backbone_trial.py
+finds out.
 """
 
 import shutil
@@ -16,13 +17,13 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import ModelOutput, TransformersKwargs, logging
 
 from .answers import Prediction, left_padded_prompts, require_finite
+from .backbone_trial import arranged, reading_of, texts_first, without_peft
 from .lower_layers import (
     num_layers_of,
     observed_run,
     parameters_of,
     run_and_see_last_states,
     states_after,
-    without_peft,
 )
 
 logger = logging.get_logger(__name__)
@@ -417,6 +418,12 @@ def _share_of(loss, share):
 def _run_llm(llm, prepared, positions, needs_hidden_states, layers, options):
     """Logits [batch, positions, vocabulary] and, if needed and to be had, the last hidden states [batch, positions,
     hidden_size], or with `layers` those after each of them [batch, positions, layers, hidden_size]."""
+    prepared, positions, as_wanted = arranged(llm, prepared, positions)
+    logits, states = _run_arranged(llm, prepared, positions, needs_hidden_states, layers, options)
+    return as_wanted(logits), None if states is None else as_wanted(states)
+
+
+def _run_arranged(llm, prepared, positions, needs_hidden_states, layers, options):
     parameters = parameters_of(llm)
     options = {name: value for name, value in options.items() if value is not None} | {"use_cache": False}
     inputs = {name: value for name, value in prepared.items() if name != "position_ids" or name in parameters}
@@ -460,13 +467,56 @@ def generate_with_adapter(adapter, llm, **kwargs):
     prepared = prepare_inputs(adapter, llm, **_prompts(batch))
     # `generate` counts positions by the mask itself
     del prepared["position_ids"]
+    reading = reading_of(llm)
+    if not reading.generates:
+        raise ValueError(
+            f"the LLM is a {type(llm).__name__}, whose generate() fails or writes something else from embeddings "
+            "than from their tokens; expected a method that scores answers, or a head"
+        )
     try:
+        if not reading.generates_padded and not prepared["attention_mask"].all():
+            return _generate_by_length(llm, prepared, kwargs)
         return llm.generate(**prepared, **kwargs)
     except (AttributeError, LookupError, TypeError) as error:
         # most often a cache that is handled as in transformers 4; answers by likelihood need none
         if is_remote_code(llm):
             raise remote_code_error(type(llm).__name__, error) from error
         raise
+
+
+def _generate_by_length(llm, prepared, options):
+    """`generate` for an LLM that reads padding then: texts of equal length together, without any."""
+    mask, embeds = prepared["attention_mask"], prepared["inputs_embeds"]
+    order, lengths = texts_first(mask), mask.sum(dim=1)
+    allowed = options.get("prefix_allowed_tokens_fn")
+    # transformers counts samples of a prompt as rows, beams not
+    copies = (options.get("num_return_sequences") or 1) if (options.get("num_beams") or 1) == 1 else 1
+    written = {}
+    for length in lengths.unique().tolist():
+        rows = (lengths == length).nonzero()[:, 0]
+        if allowed is not None:
+
+            def allowed_here(index, ids, rows=rows):
+                return allowed(int(rows[index // copies]) * copies + index % copies, ids)
+
+            options = options | {"prefix_allowed_tokens_fn": allowed_here}
+        tokens = llm.generate(
+            inputs_embeds=embeds[rows[:, None], order[rows, :length]],
+            attention_mask=mask.new_ones(len(rows), length),
+            **options,
+        )
+        if not isinstance(tokens, torch.Tensor):
+            raise ValueError(
+                f"generate gave a {type(tokens).__name__}; expected tokens alone for texts of several lengths, as a "
+                f"{type(llm).__name__} reads padding"
+            )
+        written |= dict(zip(rows.tolist(), tokens.unflatten(0, (len(rows), -1)), strict=True))
+    longest = max(tokens.shape[-1] for tokens in written.values())
+    padding = options.get("pad_token_id", llm.generation_config.pad_token_id)
+    padded = [
+        F.pad(written[row], (0, longest - written[row].shape[-1]), value=padding or 0) for row in sorted(written)
+    ]
+    return torch.cat(padded)
 
 
 def predict_with_adapter(model, adapter, batch, answers, method):
@@ -562,17 +612,24 @@ def remote_code_error(name, error):
     )
 
 
-@torch.no_grad()
 def require_embeddings_are_enough(llm):
     """
-    Refuse an LLM that is no causal LM, or does not run by `inputs_embeds`.
-
-    transformers' own classes do. Remote code has to show it in a trial of a few tokens, for it may ignore them, or
-    take them in another layout.
+    Refuse an LLM that is no causal LM, or does not run by `inputs_embeds` as it does by their tokens.
 
     Raises:
         ValueError: naming the LLM's class and what it does.
     """
+    _require_inputs_embeds(llm)
+    if fault := reading_of(llm).fault:
+        raise ValueError(
+            f"the LLM is a {type(llm).__name__}, which {fault}; expected one that runs by inputs_embeds as it does by "
+            "its tokens"
+        )
+
+
+@torch.no_grad()
+def _require_inputs_embeds(llm):
+    """Remote code shows in itself whether it runs: it may ignore embeddings, or take them in another layout."""
     name, parameters = type(without_peft(llm)).__name__, parameters_of(llm)
     if "inputs_embeds" not in parameters:
         raise ValueError(f"the LLM is a {name}; expected one that runs by inputs_embeds")

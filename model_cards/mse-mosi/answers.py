@@ -13,6 +13,7 @@ from numbers import Real
 
 import torch
 
+from .backbone_trial import arranged
 from .lower_layers import parameters_of
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,15 @@ PLAIN_GENERATION = {
     ),
     **dict.fromkeys(("penalty_alpha", "stop_strings", "max_time", "prompt_lookup_num_tokens", "watermarking_config")),
 }
+# what configs call the length of an attention window
+WINDOWS = (
+    "sliding_window",
+    "attention_chunk_size",
+    "window_size",
+    "local_attention",
+    "sliding_window_size",
+    "attention_window_size",
+)
 TOKEN_FIELDS = ("input_ids", "attention_mask", "pseudo_token_mask", "text_mask")
 
 
@@ -400,12 +410,13 @@ def _normaliser(logits):
 def _logits(llm, inputs_embeds, attention_mask, position_ids, positions):
     """Logits [batch, positions, vocabulary], computed nowhere else where the LLM lets us choose."""
     parameters = parameters_of(llm)
-    inputs = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "use_cache": False}
+    inputs = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
     if "position_ids" in parameters:
         inputs["position_ids"] = position_ids
+    inputs, positions, as_wanted = arranged(llm, inputs, positions)
     if "logits_to_keep" in parameters:
-        return llm(**inputs, logits_to_keep=positions).logits
-    return llm(**inputs).logits[:, positions]
+        return as_wanted(llm(**inputs, logits_to_keep=positions, use_cache=False).logits)
+    return as_wanted(llm(**inputs, use_cache=False).logits[:, positions])
 
 
 @torch.no_grad()
@@ -419,7 +430,7 @@ def takes_tree_mask(llm, length):
     sequences alone; its outcome is remembered on the LLM for each attention implementation.
     """
     config = llm.config.get_text_config()
-    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    windows = [getattr(config, name, None) for name in WINDOWS]
     if any(window is not None and length > window for window in windows):
         return False
     implementation = str(getattr(config, "_attn_implementation", None))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, initialization
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
 from .adapted_language_model import (
     device_of,
@@ -32,9 +32,12 @@ from .adapted_language_model import (
     train_only_adapter,
 )
 from .backbone_likeness import require_likeness
+from .backbone_source import as_plain_weights, differs_from_source
 from .checksums import forget_checksums, require_saved_weights
 from .configuration_mse_adapter import MseAdapterConfig, MseConfig
 from .pipeline_code import save_pipeline_code
+
+logger = logging.get_logger(__name__)
 
 PEFT_CONTAINER = "mse_adapter_modules"
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
@@ -320,7 +323,9 @@ class MseForConditionalGeneration(PreTrainedModel):
 
         Args:
             backbone (`PreTrainedModel`): a causal LM; it is frozen.
-            config (`MseConfig` or `MseAdapterConfig`): copied. Where it names no LLM, `backbone`'s own name is taken.
+            config (`MseConfig` or `MseAdapterConfig`): copied. Where it names no LLM, `backbone`'s own name is taken,
+                unless the LLM is no longer what that name gives (a merged LoRA, a PEFT model, other rows): then it
+                stays without a name, `save_for_hub` puts it into the folder, and otherwise it is asked for.
         """
         if isinstance(config, MseAdapterConfig):
             config = MseConfig.from_adapter_config(config)
@@ -330,6 +335,9 @@ class MseForConditionalGeneration(PreTrainedModel):
             # a folder by its full path: elsewhere it would be another one, and "./" means the model's own
             config.backbone_name_or_path = os.path.abspath(name) if name and os.path.isdir(name) else name
             config.backbone_revision = config.backbone_revision or getattr(backbone.config, "_commit_hash", None)
+            if name and (difference := differs_from_source(backbone, name, config.backbone_revision)):
+                logger.warning(f"the LLM is not what {name} gives ({difference}): it is saved without a name")
+                config.backbone_name_or_path = config.backbone_revision = None
         config.hidden_size = embedding_width(backbone)
         return cls(config, backbone)
 
@@ -521,7 +529,7 @@ class MseForConditionalGeneration(PreTrainedModel):
         Raises:
             ValueError: if its embeddings have another width than the adapter was made for, or it does not run by them.
         """
-        require_embeddings_are_enough(backbone)
+        require_embeddings_are_enough(as_plain_weights(backbone))
         width = embedding_width(backbone)
         if width != self.config.hidden_size:
             raise ValueError(

@@ -12,14 +12,10 @@ from inspect import signature
 import torch
 from torch import nn
 
+from .backbone_trial import arranged, without_peft
+
 # below so many constant positions a second pass of the layers costs more than it saves
 WORTH_A_PASS = 6
-
-
-def without_peft(llm):
-    """The LLM itself, where a PEFT model of another type (LoRA) stands around it: what that adds lies within its
-    layers, and only the LLM's own signature says what it takes."""
-    return llm.get_base_model() if hasattr(llm, "get_base_model") else llm
 
 
 def parameters_of(llm):
@@ -54,6 +50,11 @@ def states_after(llm, layers, inputs, constant_length=0, options=None):
         the constant ones.
     """
     embeds, options = inputs["inputs_embeds"], options or {}
+    everywhere = torch.arange(embeds.shape[1])
+    inputs, positions, as_given = arranged(llm, inputs, everywhere)
+    if positions is not everywhere:
+        states = _run(llm, layers, inputs, options | {"use_cache": False})[0]
+        return [as_given(state[:, positions.to(state.device)]) for state in states]
     needs_gradients = torch.is_grad_enabled() and embeds.requires_grad
     splits = needs_gradients and constant_length >= WORTH_A_PASS and _continues_exactly(llm, layers)
     if not splits:

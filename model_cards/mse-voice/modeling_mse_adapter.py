@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, initialization
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
 from .adapted_language_model import (
     device_of,
@@ -28,11 +28,16 @@ from .adapted_language_model import (
     prepare_inputs,
     require_embeddings_are_enough,
     require_head_layers,
+    save_language_model,
     train_only_adapter,
 )
 from .backbone_likeness import require_likeness
+from .backbone_source import as_plain_weights, differs_from_source
 from .checksums import forget_checksums, require_saved_weights
 from .configuration_mse_adapter import MseAdapterConfig, MseConfig
+from .pipeline_code import save_pipeline_code
+
+logger = logging.get_logger(__name__)
 
 PEFT_CONTAINER = "mse_adapter_modules"
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
@@ -318,7 +323,9 @@ class MseForConditionalGeneration(PreTrainedModel):
 
         Args:
             backbone (`PreTrainedModel`): a causal LM; it is frozen.
-            config (`MseConfig` or `MseAdapterConfig`): copied. Where it names no LLM, `backbone`'s own name is taken.
+            config (`MseConfig` or `MseAdapterConfig`): copied. Where it names no LLM, `backbone`'s own name is taken,
+                unless the LLM is no longer what that name gives (a merged LoRA, a PEFT model, other rows): then it
+                stays without a name, `save_for_hub` puts it into the folder, and otherwise it is asked for.
         """
         if isinstance(config, MseAdapterConfig):
             config = MseConfig.from_adapter_config(config)
@@ -328,6 +335,9 @@ class MseForConditionalGeneration(PreTrainedModel):
             # a folder by its full path: elsewhere it would be another one, and "./" means the model's own
             config.backbone_name_or_path = os.path.abspath(name) if name and os.path.isdir(name) else name
             config.backbone_revision = config.backbone_revision or getattr(backbone.config, "_commit_hash", None)
+            if name and (difference := differs_from_source(backbone, name, config.backbone_revision)):
+                logger.warning(f"the LLM is not what {name} gives ({difference}): it is saved without a name")
+                config.backbone_name_or_path = config.backbone_revision = None
         config.hidden_size = embedding_width(backbone)
         return cls(config, backbone)
 
@@ -375,6 +385,10 @@ class MseForConditionalGeneration(PreTrainedModel):
         hub_options = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
         own_place = {name: kwargs[name] for name in ("revision", "subfolder") if kwargs.get(name)}
         folder = pretrained_model_name_or_path
+        # pipelines say where they call from, and give a PEFT folder the config of its LLM
+        kwargs.pop("_from_pipeline", None)
+        if getattr(config, "model_type", MseConfig.model_type) != MseConfig.model_type:
+            config = None
         if isinstance(config, MseConfig) and config._attn_implementation is not None:
             # AutoModel writes the option into the config; it is the LLM that attends
             attn_implementation = attn_implementation or config._attn_implementation
@@ -386,8 +400,9 @@ class MseForConditionalGeneration(PreTrainedModel):
             require_saved_weights(folder, **own_options)
         loading_info, foreign = {}, {}
         try:
-            if config is None and _is_peft_folder(folder, hub_options | own_place):
+            if config is None and is_peft_folder(folder, hub_options | own_place):
                 model, foreign = cls._from_peft_folder(folder, hub_options | own_place)
+                model.config.name_or_path = model.name_or_path = str(folder)
             else:
                 _require_own_type(folder, config, hub_options | own_place)
                 model, loading_info = super().from_pretrained(
@@ -484,9 +499,15 @@ class MseForConditionalGeneration(PreTrainedModel):
                 )
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As `PreTrainedModel.save_pretrained`: the adapter alone, and config.json."""
+        """As `PreTrainedModel.save_pretrained`: the adapter alone, and config.json. An LLM that lies within the
+        model's own folder (backbone_name_or_path begins with "./") is saved in the new one, too, and where the config
+        names a pipeline, its code."""
         forget_checksums(save_directory)
         super().save_pretrained(save_directory, *args, **kwargs)
+        named = self.config.backbone_name_or_path or ""
+        if named.startswith("./") and self.language_model is not None and kwargs.get("is_main_process", True):
+            save_language_model(self.language_model, Path(save_directory, named))
+        save_pipeline_code(self.config, save_directory)
 
     def save_as_peft(self, folder):
         """Write the adapter as a plain PEFT folder: adapter_config.json and adapter_model.safetensors."""
@@ -508,7 +529,7 @@ class MseForConditionalGeneration(PreTrainedModel):
         Raises:
             ValueError: if its embeddings have another width than the adapter was made for, or it does not run by them.
         """
-        require_embeddings_are_enough(backbone)
+        require_embeddings_are_enough(as_plain_weights(backbone))
         width = embedding_width(backbone)
         if width != self.config.hidden_size:
             raise ValueError(
@@ -635,7 +656,8 @@ def _tokenizers_of(folder, own_place, llm_folder):
         return None
 
 
-def _is_peft_folder(folder, hub_options):
+def is_peft_folder(folder, hub_options):
+    """Whether a folder or repository is of PEFT's layout (adapter_config.json, and no config.json)."""
     quietly = {"_raise_exceptions_for_missing_entries": False, **hub_options}
     if cached_file(folder, "config.json", **quietly) is not None:
         return False

@@ -5,10 +5,12 @@ from itertools import islice
 from os import PathLike
 
 import numpy as np
-from transformers import AutoModel, Pipeline
+import transformers
+from transformers import Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .processing_mse_adapter import MODALITIES, with_known_fields
+from .modeling_mse_adapter import HUB_OPTIONS, MseForConditionalGeneration, is_peft_folder
+from .processing_mse_adapter import MODALITIES, MseProcessor, with_known_fields
 
 TASK = "multimodal-sentiment"
 # of a sample that is, or holds, a clip: how it may come, and which of its seconds count
@@ -61,13 +63,18 @@ class MultimodalSentimentPipeline(Pipeline):
         OSError: a file that cannot be opened.
     """
 
-    _load_processor = True
+    # of a plain PEFT folder transformers looks for the processor where the LLM is: then it is found here
+    _load_processor = None
     _load_tokenizer = False
     _load_feature_extractor = False
     _load_image_processor = False
     _load_video_processor = False
 
-    def __init__(self, model, processor, speech_recognizer=None, **kwargs):
+    def __init__(self, model, processor=None, speech_recognizer=None, **kwargs):
+        if processor is None:
+            processor = MseProcessor.from_pretrained(
+                model.name_or_path, revision=getattr(model.config, "_commit_hash", None) or "main"
+            )
         super().__init__(model, processor=processor, **kwargs)
         self.model.eval()
         self.reader = processor.clip_reader(speech_recognizer)
@@ -266,6 +273,19 @@ def _difference(answer, without):
     if answer.get("value") is not None and without.get("value") is not None:
         return {"difference": answer["value"] - without["value"]}
     return {}
+
+
+class AutoModel(transformers.AutoModel):
+    """transformers' AutoModel, which also loads a plain PEFT folder of an MSE-Adapter. (Its name is what a saved
+    pipeline says of its model, and that is transformers' own there.)"""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        options = {name: kwargs[name] for name in (*HUB_OPTIONS, "revision", "subfolder") if kwargs.get(name)}
+        if not is_peft_folder(pretrained_model_name_or_path, options):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        kwargs.pop("code_revision", None)
+        return MseForConditionalGeneration.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
 
 if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
