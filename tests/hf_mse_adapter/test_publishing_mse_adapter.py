@@ -36,6 +36,7 @@ def test_what_a_published_folder_holds(tmp_path):
         "audio_features.py",
         "backbone_likeness.py",
         "backbone_source.py",
+        "backbone_trial.py",
         "checkpoint-7",
         "checksums.json",
         "checksums.py",
