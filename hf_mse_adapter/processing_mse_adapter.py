@@ -39,6 +39,8 @@ PROMPT_TEMPLATES = {
 CONTEXT_HEADINGS = {"en": "Conversation so far:\n", "zh": "此前的对话：\n"}
 SPEAKER_MARKS = {"en": ": ", "zh": "："}
 PLACES = re.compile(r"(\{(?:context|pseudo_tokens|speaker|text)\})")
+# what chat formats write their special tokens like; tags of our own prompts do not look so
+SPECIAL_LOOK = re.compile(r"<[|｜][^<>{}\s]+[|｜]>|<(?:start|end)_of_turn>|<(?:bos|eos)>")
 # half of a UTF-16 pair, as json gives it where a text was cut within an emoji
 LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
@@ -391,8 +393,9 @@ class MseProcessor(ProcessorMixin):
         return CONTEXT_HEADINGS[self.language] + "".join(lines) if lines else ""
 
     def _tokens(self, text):
-        # what people say is never a special token, even if it looks like one
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids if text else []
+        # what people say is never a special token, even if it looks like one (and to this tokenizer no text is)
+        plain = {} if _is_mistral_common(self.tokenizer) else {"split_special_tokens": True}
+        return self.tokenizer(text, add_special_tokens=False, **plain).input_ids if text else []
 
     def _pad_rows(self, rows):
         shape = (len(rows), max(map(len, rows)))
@@ -508,7 +511,18 @@ class MseProcessor(ProcessorMixin):
 
     def _template_tokens(self, text):
         # names of special tokens are these tokens: a chat format consists of them
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        special = {token: self.tokenizer.convert_tokens_to_ids(token) for token in self.tokenizer.all_special_tokens}
+        known = {**special, **self.tokenizer.get_vocab()}
+        if unknown := [token for token in SPECIAL_LOOK.findall(text) if token not in known]:
+            raise ValueError(
+                f"prompt_template has {unknown[0]!r}, which is no token of this tokenizer; expected its special tokens "
+                f"{list(special)}, or other words"
+            )
+        if not _is_mistral_common(self.tokenizer):
+            return self.tokenizer(text, add_special_tokens=False).input_ids
+        names = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
+        parts = re.split(f"({names})", text) if names else [text]
+        return [token for part in parts for token in ([special[part]] if part in special else self._tokens(part))]
 
 
 def with_known_fields(sample, index):
@@ -534,6 +548,10 @@ def with_known_fields(sample, index):
         if field in FIELDS and known.get(field) is None:
             known[field] = value
     return known
+
+
+def _is_mistral_common(tokenizer):
+    return type(tokenizer).__name__ == "MistralCommonBackend"
 
 
 def _as_chat(tokenizer, template):

@@ -1,6 +1,7 @@
 """The processor: what the model gets is what the clip held, whatever it was batched with."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -341,3 +342,15 @@ def test_the_chat_template_carries_the_prompt(chat_template, tmp_path):
 def test_a_chat_prompt_needs_a_chat_template():
     with pytest.raises(ValueError, match="prompt_template is 'chat', but the tokenizer has no chat template"):
         MseProcessor(build_tokenizer(), audio_dim=5, vision_dim=4, prompt_template="chat")
+
+
+@pytest.mark.parametrize("name", ["<|im_start|>", "<start_of_turn>", "<｜User｜>"])
+def test_a_chat_format_of_another_tokenizer_is_refused(name):
+    """Its names of tokens would be read as so many letters."""
+    template = name + "{pseudo_tokens}{text}"
+    with pytest.raises(ValueError, match=f"prompt_template has '{re.escape(name)}', which is no token"):
+        MseProcessor(build_tokenizer(), audio_dim=5, vision_dim=4, prompt_template=template)
+    tokenizer = build_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": [name]})
+    row = MseProcessor(tokenizer, audio_dim=5, vision_dim=4, prompt_template=template)([f"{name} hi"])
+    assert row["input_ids"][0].tolist().count(tokenizer.convert_tokens_to_ids(name)) == 1
