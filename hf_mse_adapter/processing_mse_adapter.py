@@ -515,8 +515,8 @@ class MseProcessor(ProcessorMixin):
         known = {**special, **self.tokenizer.get_vocab()}
         if unknown := [token for token in SPECIAL_LOOK.findall(text) if token not in known]:
             raise ValueError(
-                f"prompt_template has {unknown[0]!r}, which is no token of this tokenizer; expected its special tokens "
-                f"{list(special)}, or other words"
+                f"prompt_template has {unknown[0]!r}, which is no token of this tokenizer; expected its special "
+                f"tokens {list(special)}, or other words"
             )
         if not _is_mistral_common(self.tokenizer):
             return self.tokenizer(text, add_special_tokens=False).input_ids
