@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hf_mse_adapter import MseAdapterConfig, MseProcessor
+from hf_mse_adapter import MseAdapterConfig, MseProcessor, backbone_trial
 from hf_mse_adapter.backbone_trial import reading_of, small_llm
 from tests.hf_mse_adapter.tiny_backbones import build_tokenizer
 
@@ -35,6 +35,8 @@ FIELDS = {
     "nemotron": {"num_key_value_heads": 8},
     "xmod": {"default_language": "en_XX"},
 }
+# as many as the tokenizer has
+backbone_trial.VOCABULARY = 300
 TEXTS = ("no", "it is great fun and what a film, I really love it", "I love it", "what a long and sad day it was")
 LABELS = (-2.0, 3.0, 1.0, -1.0)
 
@@ -57,20 +59,15 @@ def small_of(family):
 
 def outcome(llm):
     """("right", how it is run) or ("refused", why)."""
-    vocabulary = llm.get_input_embeddings().num_embeddings
     processor = MseProcessor(build_tokenizer(vocab_size=300), audio_dim=5, vision_dim=4, label_step=0.5)
     torch.manual_seed(0)
     config = MseAdapterConfig(audio_dim=5, vision_dim=4, label_step=0.5, dropout=0.0, head="beside", scales=(2, 4, 4))
-    if vocabulary < 300:
-        llm.resize_token_embeddings(300, mean_resizing=False)
-        with torch.no_grad():
-            llm.get_input_embeddings().weight.normal_()
     try:
         model = get_peft_model(llm, config).eval()
     except ValueError as error:
         if not str(error).startswith("the LLM is"):
             raise
-        return "refused", str(error).split(", which ", 1)[-1].split("; expected")[0]
+        return "refused", str(error).split(", which ", 1)[-1]
     reading = reading_of(llm)
     # the head begins at zero
     for parameter in model.base_model.adapter.parameters():
@@ -81,7 +78,7 @@ def outcome(llm):
         for text, label, steps in zip(TEXTS, LABELS, (3, 9, 1, 5), strict=True)
     ]
     together, alone = processor.collate(clips), [processor.collate([clip]) for clip in clips]
-    methods = ["expected", "head"] + ["constrained"] * reading.generates
+    methods = ["expected", "head"] + ["constrained"] * (reading.generates and not reading.failed_to_generate)
     for method in methods:
         batch = [answer.value for answer in model.predict(together, processor.answers, method)]
         single = [model.predict(one, processor.answers, method)[0].value for one in alone]
@@ -100,10 +97,12 @@ def outcome(llm):
         notes.append("reads padding: batched without any before a text")
     if not reading.takes_positions:
         notes.append("counts positions by itself")
-    if reading.generates and not reading.generates_padded:
+    if reading.failed_to_generate:
+        notes.append("generate() fails from embeddings: answers by likelihood or head only")
+    elif reading.generates and not reading.generates_padded:
         notes.append("writes texts of one length at a time")
     if not reading.generates:
-        notes.append("generate() does not run rightly from embeddings: answers by likelihood or head only")
+        notes.append("generate() writes something else from embeddings: refused, answers by likelihood or head only")
     return "right", "; ".join(notes)
 
 
