@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from peft import PeftConfig, PeftType, TaskType
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 TASKS = ("regression", "classification")
 LANGUAGES = ("en", "zh")
@@ -261,4 +261,6 @@ def _is_number(value):
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-AutoConfig.register("mse_adapter", MseConfig, exist_ok=True)
+# a copy of this file that came with a model does not take the place of the installed package's class
+if not (__name__.startswith("transformers_modules.") and "mse_adapter" in CONFIG_MAPPING):
+    AutoConfig.register("mse_adapter", MseConfig, exist_ok=True)

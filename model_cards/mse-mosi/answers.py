@@ -44,6 +44,7 @@ WINDOWS = (
     "local_attention",
     "sliding_window_size",
     "attention_window_size",
+    "keep_window_size",
 )
 TOKEN_FIELDS = ("input_ids", "attention_mask", "pseudo_token_mask", "text_mask")
 

@@ -470,8 +470,8 @@ def generate_with_adapter(adapter, llm, **kwargs):
     reading = reading_of(llm)
     if not reading.generates:
         raise ValueError(
-            f"the LLM is a {type(llm).__name__}, whose generate() fails or writes something else from embeddings "
-            "than from their tokens; expected a method that scores answers, or a head"
+            f"the LLM is a {type(llm).__name__}, whose generate() writes something else from embeddings than from "
+            "their tokens; expected a method that scores answers, or a head"
         )
     try:
         if not reading.generates_padded and not prepared["attention_mask"].all():
@@ -481,7 +481,21 @@ def generate_with_adapter(adapter, llm, **kwargs):
         # most often a cache that is handled as in transformers 4; answers by likelihood need none
         if is_remote_code(llm):
             raise remote_code_error(type(llm).__name__, error) from error
+        if reading.failed_to_generate:
+            raise _generation_error(llm, error) from error
         raise
+    except (RuntimeError, ValueError) as error:
+        if reading.failed_to_generate and not isinstance(error, torch.OutOfMemoryError):
+            raise _generation_error(llm, error) from error
+        raise
+
+
+def _generation_error(llm, error):
+    reason = str(error).strip().splitlines()[0][:150] if str(error).strip() else type(error).__name__
+    return ValueError(
+        f"the LLM is a {type(llm).__name__}, whose generate() fails from embeddings ({reason}); expected a method "
+        "that scores answers, or a head"
+    )
 
 
 def _generate_by_length(llm, prepared, options):

@@ -22,8 +22,8 @@ logger = logging.get_logger(__name__)
 
 VOCABULARY = 128
 WINDOW = 8
-# a trial's texts, in tokens: one beyond the window, one within, one as short as can be
-LENGTHS = (21, 6, 2)
+# a trial's texts, in tokens: two beyond the window, of which one is padded, one within, one as short as can be
+LENGTHS = (21, 13, 6, 2)
 MOST_PARAMETERS = 400_000_000
 # relative to the spread of the logits; float32 differs by 1e-5, a missing input or a wrong position by more than 0.01
 TOLERANCE = 2e-3
@@ -37,7 +37,8 @@ class Reading:
     Attributes:
         takes_positions (`bool`): position ids that count from 0 mean what they say. Otherwise it counts by itself.
         reads_mask (`bool`): padding has no effect. Otherwise no text may have padding before it.
-        generates (`bool`): `generate` from embeddings writes what the LLM itself would.
+        generates (`bool`): `generate` from embeddings writes what the LLM itself would, or fails.
+        failed_to_generate (`bool`): it failed in the trial, and is expected to fail again.
         generates_padded (`bool`): also where texts of several lengths are padded.
         fault (`str`, *optional*): why it cannot be run by embeddings at all.
     """
@@ -46,6 +47,7 @@ class Reading:
     reads_mask: bool = True
     generates: bool = True
     generates_padded: bool = True
+    failed_to_generate: bool = False
     fault: str | None = None
 
 
@@ -182,10 +184,12 @@ def trial(llm):
             if fault is None:
                 padded = reads_mask and bool(_generates(llm, reading, [texts[1:]]))
                 alone = padded or _generates(llm, reading, [[text] for text in texts[1:]])
-                # an LLM's own code that fails will say so by itself, and whose it is
-                is_remote = type(llm).__module__.startswith("transformers_modules.")
-                generates = bool(alone) or (alone is None and is_remote)
-                return replace(reading, generates=generates, generates_padded=padded)
+                return replace(
+                    reading,
+                    generates=alone is not False,
+                    generates_padded=padded,
+                    failed_to_generate=alone is None,
+                )
             faults.append(fault)
     return Reading(fault=f"gives other answers to a text in a batch than alone ({faults[-1]})")
 
@@ -392,6 +396,8 @@ def _small_int(name, value, divisor, layers):
         return layers // 2 if "shared" in name else min(value, layers)
     if layers and PERIOD.match(name) and value > 2:
         return 2
+    if layers and name.endswith("_offset"):
+        return value % 2
     if WIDTH.match(name) and not NO_WIDTH.match(name) and value % divisor == 0 and value >= 4 * divisor:
         return value // divisor
     return value
