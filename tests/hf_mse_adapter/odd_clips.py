@@ -4,7 +4,9 @@ damaged, mislabelled.
 The face is that of astronaut Eileen Collins (NASA, public domain); the voice is five tones that come and go.
 """
 
+import os
 import struct
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -73,7 +75,7 @@ def write(
 ):
     """Write a clip; `times` (milliseconds) makes the frames' rate vary, `delay` (seconds) delays the sound."""
     sound = voice() if sound is None else sound
-    with av.open(str(path), "w") as clip:
+    with own_scheduling(), av.open(str(path), "w") as clip:
         streams = []
         if video:
             default = {"libx264": {"preset": "ultrafast"}, "libx265": {"preset": "ultrafast", "log-level": "none"}}
@@ -91,6 +93,21 @@ def write(
                 clip.mux(stream.encode(frame))
             clip.mux(stream.encode(None))
     return Path(path)
+
+
+@contextmanager
+def own_scheduling():
+    """This thread's priority stays what it was: SVT-AV1, where it may, makes whoever encodes by it a real-time thread
+    of the highest priority (findings/svt_av1_real_time.sh). What such a thread starts inherits that, and waits by
+    spinning for threads that then never get a core."""
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 def _video_frames(count, kind, size, times):

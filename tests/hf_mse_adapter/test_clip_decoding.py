@@ -80,6 +80,14 @@ def clips(tmp_path_factory):
     return path
 
 
+def test_making_a_clip_leaves_the_priority_of_this_process(clips):
+    """Whatever is started later would inherit it."""
+    scheduling = os.sched_getscheduler(0), os.sched_getparam(0).sched_priority
+    for name in ("base.mp4", "av1.mp4"):
+        assert clips(name).is_file()
+        assert (os.sched_getscheduler(0), os.sched_getparam(0).sched_priority) == scheduling
+
+
 @pytest.fixture(scope="module")
 def reader():
     return ClipReader(DEFAULT_FRONT_ENDS)
