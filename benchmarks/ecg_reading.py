@@ -20,12 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from hf_ecgmamba.recording import read_recording
+from hf_ecgmamba.recording_channels import lead_name
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from hf_ecgmamba.recording import read_recording  # noqa: E402
-from hf_ecgmamba.recording_channels import lead_name  # noqa: E402
-
 ROUNDS = 5
 
 

@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from hf_mse_adapter.modeling_mse_adapter import MseForConditionalGeneration
 from hf_mse_adapter.pipeline_multimodal_sentiment import MultimodalSentimentPipeline
 from hf_mse_adapter.processing_mse_adapter import MseProcessor
+from training.data.clips import reason_of
 from training.launch import run, runs_on_cpu
 from training.predict import Shards, gather_failed, write_table
 from training.recipe import parse_recipe
@@ -86,10 +87,8 @@ def main(arguments=None):
     for name in own:
         try:
             waiting.append((name, *pipe.read_sample(clips[name])))
-        except (OSError, ValueError) as error:
-            failed.append((name, " ".join(str(error).split())))
         except Exception as error:  # what a damaged file makes a library raise is that clip's failure alone
-            failed.append((name, f"{type(error).__name__}: {' '.join(str(error).split())}"))
+            failed.append((name, reason_of(error)))
         if len(waiting) == options.batch_size:
             answer(pipe, waiting, options, shards)
             waiting = []

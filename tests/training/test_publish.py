@@ -313,8 +313,9 @@ def test_others_files_carry_no_checksums(folder, tmp_path):
     )
 
 
-def test_both_packages_check_by_the_same_code():
-    one, other = (ROOT / package / "checksums.py" for package in ("hf_ecgmamba", "hf_mse_adapter"))
+@pytest.mark.parametrize("file", ["checksums.py", "pipeline_code.py"])
+def test_both_packages_have_the_same_code(file):
+    one, other = (ROOT / package / file for package in ("hf_ecgmamba", "hf_mse_adapter"))
     assert one.read_bytes() == other.read_bytes()
 
 

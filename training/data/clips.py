@@ -217,10 +217,14 @@ def make_features(row):
             features = _state["reader"].read(row.path, wanted=extraction.wanted_of(row), start=row.start, end=row.end)
             write_features(place, features)
         return row, place, None
-    except (OSError, ValueError) as error:
-        return row, None, " ".join(str(error).split())
     except Exception as error:  # what a damaged file makes a library raise is that clip's failure alone
-        return row, None, f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return row, None, reason_of(error)
+
+
+def reason_of(error):
+    """Why something failed, in one line; an error that is none of ours says what it is."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {text}"
 
 
 def write_features(path, features):
