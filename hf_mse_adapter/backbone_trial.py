@@ -241,7 +241,7 @@ def _generates(llm, reading, batches):
             )
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:
+        except Exception as error:  # each family in its own way; that it fails is the outcome
             logger.debug(f"{type(llm).__name__} does not generate: {_first_line(error)}")
             return None
         for row, text in enumerate(batch):
@@ -296,7 +296,7 @@ def small_llm(model_class, config, implementation="eager"):
                     logits = _logits(llm, input_ids=_texts(llm)[0][None])
                     if logits.isfinite().all() and logits.std() > 0:
                         return llm
-        except Exception as error:
+        except Exception as error:  # its config allows no such size, each in its own way: the next one is tried
             logger.debug(f"{model_class.__name__} at 1/{divisor}: {_first_line(error)}")
     return None
 
@@ -361,7 +361,7 @@ def _shrink(config, divisor, few_layers, seen):
         if new is not value and new != value:
             try:
                 setattr(config, name, new)
-            except Exception as error:
+            except Exception as error:  # a field that is derived, or whose check refuses: it stays as it is
                 logger.debug(f"{name}: {error}")
 
 

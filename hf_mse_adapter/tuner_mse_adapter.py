@@ -23,7 +23,7 @@ from .adapted_language_model import (
     require_head_layers,
     train_only_adapter,
 )
-from .backbone_source import as_plain_weights, differs_from_source
+from .backbone_source import as_plain_weights, differing_weight, differs_from_source
 from .configuration_mse_adapter import MseAdapterConfig, known_to_peft
 from .modeling_mse_adapter import PEFT_CONTAINER, MseAdapter
 
@@ -233,20 +233,25 @@ def _with_own_weights_only(model, config, state_dict):
     `save_embedding_layers`. They are taken as far as they equal the LLM's own rows; rows that were added to it may
     differ.
     """
-    own, kept = model.state_dict(keep_vars=True), {}
-    for name, value in state_dict.items():
-        if f"{PEFT_CONTAINER}." in name:
-            kept[name] = value
-            continue
-        # our layer stands around the input embedding
-        place = name if name in own else name.replace(".weight", ".base_layer.weight")
-        weight, rows, kept[place] = own.get(place), _original_rows(config), value
-        if weight is None or weight.shape != value.shape or not _equal(weight[:rows], value[:rows]):
-            raise ValueError(
-                f"the adapter's file holds {name}, a weight of the LLM that differs from the LLM's own; expected the "
-                "adapter's weights alone (an LLM that was changed is saved by itself, and named as the base model)"
-            )
-    return kept
+    ours = {name: value for name, value in state_dict.items() if f"{PEFT_CONTAINER}." in name}
+    if len(ours) == len(state_dict):
+        return state_dict
+    own = model.state_dict(keep_vars=True)
+    # our layer stands around the input embedding
+    foreign = {
+        name if name in own else name.replace(".weight", ".base_layer.weight"): value
+        for name, value in state_dict.items()
+        if name not in ours
+    }
+    num_embeddings = model.get_input_embeddings().num_embeddings
+    resized = {name: value for name, value in foreign.items() if value.ndim == 2 and len(value) == num_embeddings}
+    others = {name: value for name, value in foreign.items() if name not in resized}
+    if name := differing_weight(own, others) or differing_weight(own, resized, _original_rows(config)):
+        raise ValueError(
+            f"the adapter's file holds {name}, a weight of the LLM that differs from the LLM's own; expected the "
+            "adapter's weights alone (an LLM that was changed is saved by itself, and named as the base model)"
+        )
+    return ours | foreign
 
 
 def _original_rows(config):
@@ -256,10 +261,6 @@ def _original_rows(config):
         return original.get_text_config().vocab_size
     except (AttributeError, OSError, TypeError, ValueError):
         return None
-
-
-def _equal(weight, value):
-    return weight.is_meta or torch.equal(weight.detach().to(value.device, value.dtype), value)
 
 
 def _for_bare_llm(kwargs):

@@ -27,6 +27,29 @@ def as_plain_weights(llm):
     return llm
 
 
+def differing_weight(own, given, rows=None):
+    """
+    The first of an LLM's weights in a file that is not the LLM's own.
+
+    Args:
+        own (`dict[str, torch.Tensor]`): the LLM's weights by name; what is on meta counts as equal.
+        given (`dict[str, torch.Tensor]`): those in the file, by the same names.
+        rows (`int`, *optional*): only so many rows of each need be equal.
+
+    Returns:
+        `str`: its name, or None where all are equal.
+    """
+    for name, value in given.items():
+        weight = own.get(name)
+        if weight is None or weight.shape != value.shape:
+            return name
+        if rows is not None:
+            weight, value = weight[:rows], value[:rows]
+        if not weight.is_meta and not torch.equal(weight.detach().to(value), value):
+            return name
+    return None
+
+
 @torch.no_grad()
 def differs_from_source(llm, name, revision=None):
     """

@@ -32,7 +32,7 @@ from .adapted_language_model import (
     train_only_adapter,
 )
 from .backbone_likeness import require_likeness
-from .backbone_source import as_plain_weights, differs_from_source
+from .backbone_source import as_plain_weights, differing_weight, differs_from_source
 from .checksums import forget_checksums, require_saved_weights
 from .configuration_mse_adapter import MseAdapterConfig, MseConfig
 from .pipeline_code import save_pipeline_code
@@ -487,16 +487,18 @@ class MseForConditionalGeneration(PreTrainedModel):
 
     def _require_equal(self, foreign, folder):
         """Refuse weights of an LLM in an adapter's file, unless they are the LLM's own."""
-        own = self.language_model.state_dict(keep_vars=True) if foreign else {}
-        for name, value in foreign.items():
-            # in PEFT our layer stands around the input embedding
-            weight = own.get(name.removeprefix("base_model.model.").replace(".base_layer.", "."))
-            if weight is None or weight.shape != value.shape or not torch.equal(weight.to(value), value):
-                raise ValueError(
-                    f"{folder} holds {name}, a weight of an LLM that was changed or resized after it was loaded from "
-                    f"{self.config.backbone_name_or_path}; expected the adapter's weights alone, or that LLM as "
-                    "backbone="
-                )
+        if not foreign:
+            return
+        # in PEFT our layer stands around the input embedding
+        given = {
+            name.removeprefix("base_model.model.").replace(".base_layer.", "."): value
+            for name, value in foreign.items()
+        }
+        if name := differing_weight(self.language_model.state_dict(keep_vars=True), given):
+            raise ValueError(
+                f"{folder} holds {name}, a weight of an LLM that was changed or resized after it was loaded from "
+                f"{self.config.backbone_name_or_path}; expected the adapter's weights alone, or that LLM as backbone="
+            )
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As `PreTrainedModel.save_pretrained`: the adapter alone, and config.json. An LLM that lies within the

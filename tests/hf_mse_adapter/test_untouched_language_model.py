@@ -112,6 +112,20 @@ def test_a_file_that_would_change_the_llm_is_refused(llm_folder, tmp_path):
             load.from_pretrained(tmp_path / "adapter")
 
 
+def test_no_row_of_another_weight_may_differ(tmp_path):
+    """Rows that were added are of the embeddings alone, also where another weight has more rows than these."""
+    build_backbone(vocab_size=300, intermediate_size=512).save_pretrained(tmp_path / "llm")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "llm"), copy.deepcopy(CONFIG))
+    model.save_pretrained(tmp_path / "adapter")
+    changed = model.base_model.model.model.layers[0].mlp.up_proj.weight.detach().clone()
+    changed[-1] += 1e-3
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file(load_file(path) | {"base_model.model.model.layers.0.mlp.up_proj.weight": changed}, path)
+    for load in (AutoPeftModelForCausalLM, MseForConditionalGeneration):
+        with pytest.raises(ValueError, match=r"up_proj.weight, a weight of (the|an) LLM that"):
+            load.from_pretrained(tmp_path / "adapter")
+
+
 def test_a_resized_llm_comes_back_with_its_rows(llm_folder, tmp_path):
     tokenizer = build_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<extra>"]})
