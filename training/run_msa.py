@@ -38,7 +38,7 @@ from training.data.msa_samples import MODALITIES
 from training.data.msa_splits import LOADERS, has_one_case, load_splits, report_splits
 from training.data.tiny_language_model import build_tiny_language_model
 from training.extract_clips import FrontEndArguments
-from training.head_fit import fit_head
+from training.head_fit import FittedHead
 from training.launch import run
 from training.llm_states import StatesCollator, llm_states_of_samples
 from training.msa_trainer import MseTrainer, metrics_of
@@ -276,6 +276,7 @@ def main(arguments=None):
         seed: find_checkpoint(folder, made_with | {"seed": seed}, training.resume_from_checkpoint)
         for seed, folder in folders.items()
     }
+    fitted_head = FittedHead(samples, processor.answers) if network.fit_head else None
     runs = {}
     for seed, folder in folders.items():
         if training.resume_from_checkpoint and (folder / FINISHED).is_file():
@@ -283,7 +284,17 @@ def main(arguments=None):
             continue
         record_run(folder, made_with | {"seed": seed})
         runs[seed] = train_seed(
-            seed, folder, checkpoints[seed], data, network, training, splits, samples, new_model, processor
+            seed,
+            folder,
+            checkpoints[seed],
+            data,
+            network,
+            training,
+            splits,
+            samples,
+            new_model,
+            processor,
+            fitted_head,
         )
     if training.process_index == 0:
         write_results(runs, Path(training.output_dir), data)
@@ -471,7 +482,9 @@ def build_trainer(model, processor, samples, data, network, training):
     )
 
 
-def train_seed(seed, folder, checkpoint, data, network, training, splits, samples, new_model, processor):
+def train_seed(
+    seed, folder, checkpoint, data, network, training, splits, samples, new_model, processor, fitted_head=None
+):
     """Train once, from `checkpoint` if there is one, into `folder`. Returns metrics by split and the trainer's log."""
     training = copy.copy(training)
     training.output_dir, training.seed = str(folder), seed
@@ -479,9 +492,8 @@ def train_seed(seed, folder, checkpoint, data, network, training, splits, sample
     training.greater_is_better = data.task == "classification"
     set_seed(seed)
     model = new_model()
-    if network.fit_head:
-        penalty, score = fit_head(model, samples["train"], samples["valid"], processor.answers)
-        print(f"the head starts as a linear probe of penalty {penalty:g}: {score:.3f} on valid")
+    if fitted_head is not None:
+        fitted_head.put_into(model)
     trainer = build_trainer(model, processor, samples, data, network, training)
     train_from(trainer, checkpoint)
 

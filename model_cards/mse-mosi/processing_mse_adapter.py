@@ -1,5 +1,6 @@
 """From what a person said, how it sounded and how they looked, to the tensors of an MSE-Adapter."""
 
+import itertools
 import logging
 import os
 import re
@@ -171,6 +172,10 @@ class MseProcessor(ProcessorMixin):
             # it writes the beginning itself
             self._beginning, template = [], _as_chat(tokenizer, PROMPT_TEMPLATES[language, task])
         self._places = self._split(template)
+        # where the LLM reads words alone, a turn reads as it will among the earlier ones, so that one pass reads a
+        # whole dialogue; adapters with pseudo tokens were trained on the space as a token of its own
+        followed = itertools.pairwise(self._places)
+        self._reads_turns = "{pseudo_tokens}" not in template and ("{speaker}", "{text}") in followed
         # a padded position is masked, so any token can stand there
         self._padding_id = self.answers.end_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
@@ -278,7 +283,8 @@ class MseProcessor(ProcessorMixin):
         Returns:
             `BatchFeature`: with tensors
             - input_ids, attention_mask int64 [batch, length]: beginning token, prompt and, with labels, answer and end
-              token. The parts are tokenised apart, so that a tag never melts into a word;
+              token. The parts are tokenised apart, so that a tag never melts into a word; but without pseudo tokens
+              "{speaker}{text}" is one text, as in the context;
             - pseudo_token_mask bool [batch, length]: the places kept for pseudo tokens;
             - text_mask bool [batch, length]: the tokens of the utterance itself;
             - audio_values float32 [batch, audio steps, audio_dim], audio_attention_mask int64 [batch, audio steps],
@@ -359,13 +365,16 @@ class MseProcessor(ProcessorMixin):
                 raise ValueError(
                     f"{place[1:-1]} must be Unicode, but sample {index} has the lone surrogate {lone.group()!r}"
                 )
+        tokens = {place: self._tokens(words) for place, words in written.items()}
+        if self._reads_turns:
+            tokens |= self._turn(written["{speaker}"], written["{text}"])
         parts = [(self._beginning, None)]
         for place in self._places:
             if place == "{pseudo_tokens}":
                 parts.append(([self._padding_id] * self.num_pseudo_tokens, place))
             elif place in written:
                 limit = self.max_text_tokens if place == "{text}" else None
-                parts.append((self._tokens(written[place])[:limit], place))
+                parts.append((tokens[place][:limit], place))
             else:
                 parts.append((place, None))
         if label is not None:
@@ -391,6 +400,13 @@ class MseProcessor(ProcessorMixin):
             words = in_sentence_case(turn["text"]) if self.sentence_case else turn["text"]
             lines.append(f"{mark}{words}\n")
         return CONTEXT_HEADINGS[self.language] + "".join(lines) if lines else ""
+
+    def _turn(self, mark, text):
+        """Tokens of a speaker's mark and of what they say, as of one text; apart where they melt into one another."""
+        whole, begin = self._tokens(mark + text), self._tokens(mark.rstrip())
+        if not text or whole[: len(begin)] != begin:
+            return {}
+        return {"{speaker}": begin, "{text}": whole[len(begin) :]}
 
     def _tokens(self, text):
         # what people say is never a special token, even if it looks like one (and to this tokenizer no text is)

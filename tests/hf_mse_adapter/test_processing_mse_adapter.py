@@ -67,6 +67,27 @@ def test_context_shows_the_last_k_utterances_and_is_not_the_text(tokenizer):
         assert "neutral: 0, joy: 1, anger: 2" in text
 
 
+def test_a_turn_reads_as_it_will_among_the_earlier_ones_where_the_llm_reads_words_alone():
+    # as GPT-2's and most: a space belongs to the word behind it
+    tokenizer = build_tokenizer(["Ann: how are you?\nBob: fine. fine."] * 9)
+    assert tokenizer.tokenize(": fine.") == [":", "Ġfine", "."]
+    processor = MseProcessor(tokenizer, 3, 2, prompt_template="{context}{speaker}{text}")
+    before = processor("how are you?", context=["hm"], speaker="Ann")
+    after = processor("fine.", context=["hm", ("Ann", "how are you?")], speaker="Bob")
+    ids = before["input_ids"][0]
+    assert torch.equal(after["input_ids"][0][: len(ids)], ids)
+    assert tokenizer.decode(after["input_ids"][0], skip_special_tokens=True).endswith(
+        "hm\nAnn: how are you?\nBob: fine."
+    )
+    assert tokens_where(after, tokenizer, after["text_mask"]) == " fine."
+    limited = MseProcessor(tokenizer, 3, 2, prompt_template="{context}{speaker}{text}", max_text_tokens=1)
+    assert limited("fine.", speaker="Bob")["text_mask"].sum() == 1
+    assert tokenizer.decode(processor("", speaker="Bob")["input_ids"][0], skip_special_tokens=True) == "Bob: "
+    # adapters with pseudo tokens were trained on the space as a token of its own
+    apart = MseProcessor(tokenizer, 3, 2)("fine.", speaker="Bob")
+    assert tokens_where(apart, tokenizer, apart["text_mask"]) == "fine."
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_batch_equals_samples_alone(tokenizer, side):
     processor = MseProcessor(tokenizer, audio_dim=3, vision_dim=2, padding_side=side)
