@@ -51,11 +51,30 @@ class EcgMambaMaskedModelingOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `()`): mean squared error over the hidden samples of the leads present.
         reconstruction (`torch.FloatTensor` of shape `(batch, leads, time)`): the signal as the model imagines it.
         masked_tokens (`torch.BoolTensor` of shape `(batch, tokens)`): the tokens that were hidden.
+        hidden_states (`tuple[torch.FloatTensor]`, *optional*): the encoder's tokens and what each block made of them.
     """
 
     loss: torch.FloatTensor | None = None
     reconstruction: torch.FloatTensor | None = None
     masked_tokens: torch.BoolTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+def is_plain(*modules):
+    """Whether these modules' weights may be used without calling them. Not where something stands around one: a layer
+    of PEFT, or a hook, by which gradients are asked for and weights are brought that lie elsewhere."""
+    return all(
+        type(module) in (nn.Conv1d, nn.LayerNorm)
+        and "forward" not in vars(module)
+        and not (module._forward_pre_hooks or module._forward_hooks)
+        and not (module._backward_pre_hooks or module._backward_hooks)
+        for module in modules
+    )
+
+
+def convolve_by(convolution, hidden_states, left=0, right=0):
+    """A convolution as its module does it, over [batch, time, channels] with so many zeros before and after."""
+    return convolution(F.pad(hidden_states.transpose(1, 2), (left, right))).transpose(1, 2)
 
 
 def mask_padding(hidden_states, mask):
@@ -77,16 +96,23 @@ class EcgEncoder(nn.Module):
         shapes = zip(channels, channels[1:], config.encoder_kernel_sizes, config.encoder_strides, strict=False)
         self.convolutions = nn.ModuleList(nn.Conv1d(i, o, kernel, stride) for i, o, kernel, stride in shapes)
         self.norms = nn.ModuleList(nn.LayerNorm(o, eps=config.layer_norm_eps) for o in channels[1:])
+        self.kernel_sizes, self.strides = tuple(config.encoder_kernel_sizes), tuple(config.encoder_strides)
 
     def forward(self, input_values, mask):
         hidden_states = input_values.transpose(1, 2)
-        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            kernel, stride, length = convolution.kernel_size[0], convolution.stride[0], hidden_states.shape[1]
+        layers = zip(self.convolutions, self.norms, self.kernel_sizes, self.strides, strict=True)
+        for convolution, norm, kernel, stride in layers:
+            length = hidden_states.shape[1]
             left, num_outputs = (kernel - stride) // 2, -(-length // stride)
-            weight, bias = convolution.weight, convolution.bias
             if mask is not None:
                 # a stride that holds one real sample is a real token
                 mask = F.pad(mask, (0, num_outputs * stride - length)).unflatten(1, (num_outputs, stride)).any(-1)
+            if not is_plain(convolution, norm):
+                right = (num_outputs - 1) * stride + kernel - left - length
+                hidden_states = norm(convolve_by(convolution, hidden_states, left, right))
+                hidden_states = mask_padding(F.gelu(hidden_states), mask)
+                continue
+            weight, bias = convolution.weight, convolution.bias
             if can_use_kernels(hidden_states, weight, stride) and runs_directly(hidden_states, weight, bias):
                 hidden_states = convolve_and_normalise(hidden_states, convolution, norm, num_outputs, mask)
             else:
@@ -150,6 +176,9 @@ class FeedForward(nn.Module):
 
     def forward(self, hidden_states, mask=None):
         expand, contract = self.expand, self.contract
+        if not is_plain(expand, contract):
+            hidden_states = convolve_by(expand, mask_padding(hidden_states, mask))
+            return convolve_by(contract, mask_padding(F.gelu(hidden_states), mask))
         if can_use_kernels(hidden_states, expand.weight) and runs_directly(hidden_states, expand.weight):
             return feed_forward(hidden_states, expand, contract, mask)
         padding = expand.padding[0]
@@ -227,6 +256,10 @@ class EcgMambaPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
         save_pipeline_code(self.config, save_directory)
 
+    def resize_token_embeddings(self, *args, **kwargs):
+        """Raises ValueError: a recording has no vocabulary."""
+        raise ValueError(f"{type(self).__name__} has no token embeddings to resize: it reads signals, not tokens")
+
     @torch.no_grad()
     def _init_weights(self, module):
         if isinstance(module, BiSSM):
@@ -264,6 +297,13 @@ class EcgMambaModel(EcgMambaPreTrainedModel):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.pooling = Pooling(config)
         self.post_init()
+
+    def get_input_embeddings(self):
+        """The first convolution: from here on gradients flow where all that is below is frozen."""
+        return self.encoder.convolutions[0]
+
+    def set_input_embeddings(self, value):
+        self.encoder.convolutions[0] = value
 
     @can_return_tuple
     def forward(
@@ -440,6 +480,7 @@ class EcgMambaForMaskedModeling(EcgMambaPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         lead_mask: torch.Tensor | None = None,
         masked_tokens: torch.BoolTensor | None = None,
+        output_hidden_states: bool | None = None,
     ) -> EcgMambaMaskedModelingOutput:
         """
         Args:
@@ -461,6 +502,7 @@ class EcgMambaForMaskedModeling(EcgMambaPreTrainedModel):
             input_values,
             attention_mask,
             lead_mask,
+            output_hidden_states,
             masked_tokens=masked_tokens,
             mask_embedding=self.mask_embedding,
         )
@@ -473,7 +515,12 @@ class EcgMambaForMaskedModeling(EcgMambaPreTrainedModel):
             counted = counted & lead_mask.bool().unsqueeze(-1)
         squared_error = (reconstruction.float() - input_values.float()).square() * counted
         loss = squared_error.sum() / counted.sum().clamp(min=1)
-        return EcgMambaMaskedModelingOutput(loss=loss, reconstruction=reconstruction, masked_tokens=masked_tokens)
+        return EcgMambaMaskedModelingOutput(
+            loss=loss,
+            reconstruction=reconstruction,
+            masked_tokens=masked_tokens,
+            hidden_states=outputs.hidden_states,
+        )
 
     def draw_spans(self, batch, tokens, attention_mask, device):
         """Random spans of `mask_time_length` tokens that cover about `mask_time_prob` of [batch, tokens], and at least
