@@ -1,7 +1,10 @@
 """Several processes, on one machine or more, by the command that says so: `accelerate launch`."""
 
+import multiprocessing
 import os
 import sys
+import threading
+import time
 from types import SimpleNamespace
 
 import psutil
@@ -11,6 +14,7 @@ from accelerate.commands.launch import launch_command_parser
 
 # what accelerate's config files and its command line call alike
 LAUNCHED = ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port")
+WATCH_SECONDS = 0.5  # between two looks at whether the parent is there
 # how the libraries that connect processes say that one of them is gone
 CONNECTION_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "NCCL")
 
@@ -94,3 +98,22 @@ def runs_on_cpu():
     """Whether `accelerate launch --cpu` asked for it, or there is nothing else."""
     asked = os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
     return asked or not torch.accelerator.is_available()
+
+
+def end_with_parent(*_):
+    """
+    Ends this process soon after the one that started it, which may be killed with no time to say so; to be called
+    first in a worker, as `DataLoader(worker_init_fn=end_with_parent)` or `Pool(initializer=...)`.
+
+    torch's own workers look only between two samples, those of a pool never.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None or threading.current_thread() is not threading.main_thread():
+        return  # no worker process
+    threading.Thread(target=_end_when_gone, args=(parent.pid,), daemon=True).start()
+
+
+def _end_when_gone(pid):
+    while os.getppid() == pid:
+        time.sleep(WATCH_SECONDS)
+    os._exit(1)

@@ -7,7 +7,8 @@ writes DIR/scores-*.parquet: one row a recording with `record` (its path in the 
 pipeline gives them; and DIR/failed.csv: record and reason of those that could not be read, or in which nothing is
 found as they are probably not what they are said to be (`--on_doubt note` insists). Started again, it goes on
 with what is missing, tries the failed ones once more, and may do so with another number of processes, but not with
-another model.
+another model, input or sampling rate, leads or units; a recording whose files have changed since (`source_state`) is
+classified anew. One run at a time writes to DIR, whose run.lock it holds.
 
     datasets.load_dataset("parquet", data_files="DIR/scores-*.parquet", split="train").to_pandas()
 """
@@ -19,6 +20,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import chain, islice
@@ -26,6 +28,7 @@ from math import isnan
 from numbers import Real
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 # threads that spin while they wait take the cores from the processes that read
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -36,17 +39,19 @@ import pyarrow.parquet
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hf_ecgmamba import EcgMambaConfig
 from hf_ecgmamba.pipeline_ecg_classification import ScoredRecording, collate, load_pipeline
-from training.launch import run, runs_on_cpu
+from training.launch import end_with_parent, run, runs_on_cpu
 from training.recipe import parse_recipe
 from training.reports import atomic_path
 
 STATED = ("sampling_rate", "leads", "units")
+LOCK_SECONDS = 10.0  # of patience with a killed run whose last process is still going
 MOST_PIECES = 1000  # on their way together, of recordings that fail
 SUFFIXES = (
     *(".hea", ".mat", ".h5", ".hdf5", ".edf", ".bdf", ".rec", ".npy", ".npz", ".csv", ".tsv", ".txt"),
@@ -97,11 +102,24 @@ def main(arguments=None):
 
     sources = find_sources(options)
     # one process lists for all: files that come or go meanwhile must not shift anybody's share
-    sources.names = broadcast_object_list([sources.names])[0]
+    sources.names, sources.identity = broadcast_object_list([sources.names, sources.identity])
     labels = list(pipeline.model.config.id2label.values())
-    shards = Shards(Path(options.output), labels, fingerprint(pipeline, options.on_doubt), options.shard_size)
+    made_with = {
+        "model": fingerprint(pipeline, options.on_doubt),
+        "input": sources.identity,
+        **{name: json.dumps(getattr(options, name)) for name in STATED},
+    }
+    shards = Shards(Path(options.output), labels, made_with, options.shard_size)
+    with only_run(shards.folder, state):
+        predict(pipeline, sources, shards, state, options)
+
+
+def predict(pipeline, sources, shards, state, options):
+    """What is left to do, into the table."""
     if state.is_main_process:
         shards.remove_half_written()
+        shards.drop_changed(sources.state_by_name)
+    state.wait_for_everyone()
     done = shards.done()
     share = range(state.process_index, len(sources), state.num_processes)
     own = [index for index in share if sources.names[index] not in done]
@@ -129,6 +147,25 @@ def main(arguments=None):
         print(f"{len(shards.done())} recordings in {shards.folder}, {len(failed)} failed (failed.csv){passed_over}")
 
 
+@contextmanager
+def only_run(folder, state):
+    """Holds the lock of a run's folder, by its first process for all; ValueError where another run holds it."""
+    lock, problem = FileLock(folder / "run.lock"), None
+    if state.is_main_process:
+        try:
+            lock.acquire(timeout=LOCK_SECONDS)
+        except Timeout:
+            problem = f"another run is writing to {folder}; wait for its end, or give another --output"
+    # none of them may go on alone
+    problem = broadcast_object_list([problem])[0]
+    if problem is not None:
+        raise ValueError(problem)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def fingerprint(pipeline, on_doubt="refuse"):
     """A hash of all that decides a recording's row, wherever the model lies: weights, labels, thresholds, reading."""
     config, reading = pipeline.model.config, pipeline.feature_extractor.to_dict()
@@ -151,6 +188,7 @@ class Sources:
 
     names: list[str]
     place: Any
+    identity: str  # tells one folder or dataset from another
     passed_over: str = ""  # how many other files of the folder there are, by ending
 
     def __len__(self):
@@ -159,6 +197,17 @@ class Sources:
     def __getitem__(self, index):
         """A recording, and what is stated of it beside the recording itself: sampling_rate, leads, units."""
         return (str(self.place / self.names[index]), {}) if isinstance(self.place, Path) else self.place[index]
+
+    def state(self, index):
+        """Tells a recording from the one that its files held earlier; the same for all rows that are arrays."""
+        if isinstance(self.place, Path):
+            return state_of_files(self.place / self.names[index])
+        return state_of_files(self.place.path(index)) if self.place.source == "path" else ""
+
+    def state_by_name(self, names):
+        """`dict[str, str]`: the states of those of `names` that are in the input."""
+        places = {name: index for index, name in enumerate(self.names)}
+        return {name: self.state(places[name]) for name in names if name in places}
 
 
 class DatasetRecordings:
@@ -170,6 +219,9 @@ class DatasetRecordings:
             raise ValueError(f"the dataset has the columns {sorted(dataset.column_names)}; expected array or path")
         columns = [name for name in (self.source, *STATED) if name in dataset.column_names]
         self.dataset = dataset.select_columns(columns).with_format("numpy")
+
+    def path(self, index):
+        return str(self.dataset[index]["path"])
 
     def __getitem__(self, index):
         row = self.dataset[index]
@@ -198,7 +250,7 @@ def find_sources(options):
                 f"{', '.join(SUFFIXES)}"
             )
         others = count_others(folder, names, options.pattern, leave_out=output if is_inside else None)
-        return Sources(names, folder, others)
+        return Sources(names, folder, str(folder.resolve()), others)
     dataset = datasets.load_from_disk(folder) if saved else datasets.load_dataset(options.input, split=options.split)
     if isinstance(dataset, datasets.DatasetDict):
         dataset = dataset[options.split]
@@ -206,7 +258,30 @@ def find_sources(options):
     names = names or [f"{index:09d}" for index in range(len(dataset))]
     if len(set(names)) < len(names):
         raise ValueError("the dataset's column record has equal names; expected each once")
-    return Sources(names, DatasetRecordings(dataset))
+    return Sources(names, DatasetRecordings(dataset), f"dataset {dataset._fingerprint}")
+
+
+def state_of_files(path):
+    """
+    A hash of the sizes and times of last change of a recording's files, of all that a WFDB header names: another
+    where they have been written again.
+    """
+    digest, waiting, seen = hashlib.sha256(), [Path(path)], set()
+    while waiting:
+        file = waiting.pop()
+        if file in seen:
+            continue
+        seen.add(file)
+        try:
+            status = file.stat()
+        except OSError:  # one that comes later makes a difference, too
+            digest.update(f"{file.name} is missing\n".encode())
+            continue
+        digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        if file.suffix.lower() == ".hea":
+            segments = [f"{name}.hea" for name in segments_of(file)]
+            waiting += sorted(file.parent / name for name in segments or files_of_header(file))
+    return digest.hexdigest()[:16]
 
 
 def list_recordings(folder, pattern="**/*", leave_out=None):
@@ -259,11 +334,12 @@ def count_others(folder, names, pattern="**/*", leave_out=None):
 
 def files_of_headers(folder):
     """Names of the signal files that the WFDB headers of a folder name."""
-    names = set()
-    for header in folder.glob("*.hea"):
-        lines = header.read_text(encoding="utf-8", errors="replace").splitlines()
-        names |= {line.split()[0] for line in lines[1:] if line.strip() and not line.startswith("#")}
-    return names
+    return {name for header in folder.glob("*.hea") for name in files_of_header(header)}
+
+
+def files_of_header(header):
+    lines = header.read_text(encoding="utf-8", errors="replace").splitlines()
+    return {line.split()[0] for line in lines[1:] if line.strip() and not line.startswith("#")}
 
 
 def segments_of(header):
@@ -284,6 +360,7 @@ class Piece:
     scored: ScoredRecording | None = None
     windows: tuple = ()
     end: bool = False
+    state: str = ""  # of the recording's files before they were read; comes with the end
     failure: str | None = None
 
 
@@ -312,13 +389,14 @@ class Reading(torch.utils.data.IterableDataset):
         worker = torch.utils.data.get_worker_info()
         for index in self.indices if worker is None else self.indices[worker.id :: worker.num_workers]:
             try:
+                state = self.sources.state(index)
                 source, stated = self.sources[index]
                 given = {name: stated.get(name, getattr(self.options, name)) for name in STATED}
                 windows, _ = self.pipeline.preprocess(source, on_doubt=self.options.on_doubt, **given)
                 yield Piece(index, scored=ScoredRecording(windows))
                 for some in in_batches(windows, self.options.batch_size):
                     yield Piece(index, windows=some)
-                yield Piece(index, end=True)
+                yield Piece(index, end=True, state=state)
             except (ValueError, OSError) as error:
                 yield Piece(index, failure=str(error))
             except Exception as error:  # what a damaged file makes a library raise is that recording's failure alone
@@ -327,7 +405,9 @@ class Reading(torch.utils.data.IterableDataset):
 
 def classify(pipeline, reading, options):
     """(index, row of the table or reason of failure) for each recording, in the order in which they are finished."""
-    loader = torch.utils.data.DataLoader(reading, batch_size=None, num_workers=options.num_workers)
+    loader = torch.utils.data.DataLoader(
+        reading, batch_size=None, num_workers=options.num_workers, worker_init_fn=end_with_parent
+    )
     recordings, waiting, num_windows = {}, [], 0
     for piece in chain.from_iterable(loader):
         if piece.failure is not None:
@@ -364,10 +444,10 @@ def score(pipeline, pieces, recordings, batch_size):
         for window in piece.windows:
             recordings[piece.index].add(window, next(scores))
         if piece.end:
-            yield piece.index, as_row(pipeline, recordings.pop(piece.index))
+            yield piece.index, as_row(pipeline, recordings.pop(piece.index), piece.state)
 
 
-def as_row(pipeline, scored):
+def as_row(pipeline, scored, state):
     try:
         result = pipeline.postprocess(scored)
     except ValueError as error:  # gaps in every window
@@ -380,6 +460,7 @@ def as_row(pipeline, scored):
         "findings": [finding["label"] for finding in result["findings"] if finding["present"]],
         "timeline": result["timeline"],
         "notes": result["notes"],
+        "source_state": state,
     }
 
 
@@ -389,7 +470,7 @@ def as_row(pipeline, scored):
 class Shards:
     """The table in DIR: parquet files of up to `shard_size` rows, each written whole or not at all."""
 
-    def __init__(self, folder, labels, fingerprint, shard_size):
+    def __init__(self, folder, labels, made_with, shard_size):
         self.folder, self.shard_size, self.rows = folder, shard_size, []
         stretch = {"start": pyarrow.float64(), "end": pyarrow.float64(), "label": pyarrow.string()}
         self.schema = pyarrow.schema(
@@ -400,23 +481,54 @@ class Shards:
                 ("findings", pyarrow.list_(pyarrow.string())),
                 ("timeline", pyarrow.list_(pyarrow.struct({**stretch, "score": pyarrow.float32()}))),
                 ("notes", pyarrow.list_(pyarrow.string())),
+                ("source_state", pyarrow.string()),
             ],
-            metadata={"model": fingerprint},
+            metadata=made_with,
         )
         folder.mkdir(parents=True, exist_ok=True)
 
     def done(self):
-        """Names of the recordings in the table."""
+        """Names of the recordings in the table; ValueError where it was made with another model, input or argument."""
         names = set()
         for path in self.folder.glob("scores-*.parquet"):
-            written = pyarrow.parquet.read_schema(path)
-            if written.names != self.schema.names or written.metadata[b"model"] != self.schema.metadata[b"model"]:
-                raise ValueError(
-                    f"{path} was written with another model (weights, thresholds or reading differ); expected an "
-                    "empty folder or one of this model"
-                )
+            self.check(path)
             names.update(pyarrow.parquet.read_table(path, columns=["record"])["record"].to_pylist())
         return names
+
+    def check(self, path):
+        written = pyarrow.parquet.read_schema(path)
+        theirs, ours = written.metadata or {}, self.schema.metadata
+        if written.names != self.schema.names or theirs.get(b"model") != ours[b"model"]:
+            raise ValueError(
+                f"{path} was written with another model (weights, thresholds or reading differ); expected an "
+                "empty folder or one of this model"
+            )
+        for name in ours:
+            if theirs.get(name) != ours[name]:
+                was, now = (some.get(name, b"nothing").decode() for some in (theirs, ours))
+                raise ValueError(
+                    f"{path} was written with another {name.decode()}: {was}, now {now}; expected an empty folder or "
+                    "one of the same"
+                )
+
+    def drop_changed(self, state_by_name):
+        """
+        Takes out the rows of recordings whose files are no longer those that were read, before any process looks.
+
+        Args:
+            state_by_name (Callable[[list[str]], dict[str, str]]): of the names that are still in the input.
+        """
+        for path in sorted(self.folder.glob("scores-*.parquet")):
+            self.check(path)
+            rows = pyarrow.parquet.read_table(path, columns=["record", "source_state"]).to_pylist()
+            now = state_by_name([row["record"] for row in rows])
+            keep = [now.get(row["record"], row["source_state"]) == row["source_state"] for row in rows]
+            if not any(keep):
+                path.unlink()
+            elif not all(keep):
+                table = pyarrow.parquet.read_table(path).filter(pyarrow.array(keep))
+                with atomic_path(path) as temporary:
+                    pyarrow.parquet.write_table(table.cast(self.schema), temporary)
 
     def add(self, row):
         self.rows.append(row)
@@ -425,9 +537,8 @@ class Shards:
 
     def write(self):
         if self.rows:
-            # a recording is in one shard alone, so the first one's name makes the file's unique
-            name = hashlib.sha256(self.rows[0]["record"].encode()).hexdigest()[:16]
-            with atomic_path(self.folder / f"scores-{name}.parquet") as temporary:
+            # no name of a recording: one that is classified anew must not take the place of its earlier neighbours
+            with atomic_path(self.folder / f"scores-{uuid4().hex[:16]}.parquet") as temporary:
                 pyarrow.parquet.write_table(pyarrow.Table.from_pylist(self.rows, self.schema), temporary)
             self.rows = []
 

@@ -7,7 +7,8 @@ speaker, start and end, or a text file with a path in each line. DIR/scores-*.pa
 (the path), `value` and `spread`, or `label` and `score_LABEL` for each class, `text` (given or heard), `seconds` and
 `made_from` (json, as the pipeline gives it); DIR/failed.csv those that could not be read, and why. Started again, it
 goes on with what is missing and tries the failed ones once more, with any number of processes, but not with another
-model.
+model or input; a clip whose file has changed since, or of which the list says something else (`source_state`), is read
+anew. One run at a time writes to DIR, whose run.lock it holds.
 """
 
 import csv
@@ -32,7 +33,7 @@ from hf_mse_adapter.pipeline_multimodal_sentiment import MultimodalSentimentPipe
 from hf_mse_adapter.processing_mse_adapter import MseProcessor
 from training.data.clips import reason_of
 from training.launch import run, runs_on_cpu
-from training.predict import Shards, gather_failed, write_table
+from training.predict import Shards, gather_failed, only_run, state_of_files, write_table
 from training.recipe import parse_recipe
 
 SUFFIXES = (
@@ -72,9 +73,19 @@ def main(arguments=None):
     # one process lists for all: files that come or go meanwhile must not shift anybody's share
     clips = broadcast_object_list([clips])[0]
     pipe = load_pipeline(options, state.device)
-    shards = ClipShards(Path(options.output), pipe, fingerprint(pipe, options), options.shard_size)
+    # a list may say more of its clips than an earlier one of that name
+    source = broadcast_object_list([str(Path(options.input).resolve())])[0]
+    made_with = {"model": fingerprint(pipe, options), "input": source}
+    shards = ClipShards(Path(options.output), pipe, made_with, options.shard_size)
+    with only_run(shards.folder, state):
+        predict(pipe, clips, shards, state, options)
+
+
+def predict(pipe, clips, shards, state, options):
+    """What is left to do, into the table."""
     if state.is_main_process:
         shards.remove_half_written()
+        shards.drop_changed(lambda names: {name: state_of_clip(clips[name]) for name in names if name in clips})
     state.wait_for_everyone()
     done = shards.done()
     own = [name for name in list(clips)[state.process_index :: state.num_processes] if name not in done]
@@ -86,7 +97,8 @@ def main(arguments=None):
     )
     for name in own:
         try:
-            waiting.append((name, *pipe.read_sample(clips[name])))
+            source_state = state_of_clip(clips[name])
+            waiting.append((name, source_state, *pipe.read_sample(clips[name])))
         except Exception as error:  # what a damaged file makes a library raise is that clip's failure alone
             failed.append((name, reason_of(error)))
         if len(waiting) == options.batch_size:
@@ -153,20 +165,33 @@ def load_pipeline(options, device):
 def fingerprint(pipe, options):
     """A hash of all that decides a clip's row, wherever the model lies: weights, how features and answers are made."""
     processor = {name: value for name, value in pipe.processor.to_dict().items() if name != "auto_map"}
-    settings = [processor, pipe.model.config.backbone_name_or_path, options.method, options.speech_recognizer]
+    recognizer = options.speech_recognizer
+    if recognizer is not None and Path(recognizer).is_dir():
+        recognizer = [state_of_files(path) for path in sorted(Path(recognizer).iterdir())]
+    settings = [processor, pipe.model.config.backbone_name_or_path, options.method, recognizer]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, weight in sorted(pipe.model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    # the LLM's weights are none of the model's own state
+    for part in (pipe.model, pipe.model.language_model):
+        for name, weight in sorted(part.state_dict().items()):
+            if not weight.is_meta:
+                digest.update(name.encode())
+                digest.update(weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def state_of_clip(sample):
+    """Tells a clip, and what was said of it, from what stood at its name earlier."""
+    given = json.dumps({name: value for name, value in sample.items() if name != "clip"}, sort_keys=True)
+    return hashlib.sha256(f"{state_of_files(sample['clip'])} {given}".encode()).hexdigest()[:16]
 
 
 def answer(pipe, waiting, options, shards):
     """Answers a batch of clips that have been read."""
-    samples = [sample for _, sample, _ in waiting]
+    samples = [sample for _, _, sample, _ in waiting]
     answers = pipe(samples, batch_size=len(samples), method=options.method)
-    for (name, sample, made_from), given in zip(waiting, answers, strict=True):
+    for (name, source_state, sample, made_from), given in zip(waiting, answers, strict=True):
         row = {"record": name, "text": sample["text"], "made_from": json.dumps(made_from)}
+        row["source_state"] = source_state
         row |= {"seconds": made_from["seconds"], "problem": given.get("problem")}
         row |= {field: given[field] for field in ("value", "spread", "label") if field in given}
         row |= {f"score_{label}": score for label, score in given.get("probabilities", {}).items()}
@@ -176,7 +201,7 @@ def answer(pipe, waiting, options, shards):
 class ClipShards(Shards):
     """The table in DIR, see there."""
 
-    def __init__(self, folder, pipe, fingerprint, shard_size):
+    def __init__(self, folder, pipe, made_with, shard_size):
         self.folder, self.shard_size, self.rows = folder, shard_size, []
         if pipe.processor.answers.task == "regression":
             answers = [("value", pyarrow.float64()), ("spread", pyarrow.float64())]
@@ -191,8 +216,9 @@ class ClipShards(Shards):
                 ("text", pyarrow.string()),
                 ("seconds", pyarrow.float64()),
                 ("made_from", pyarrow.string()),
+                ("source_state", pyarrow.string()),
             ],
-            metadata={"model": fingerprint},
+            metadata=made_with,
         )
         folder.mkdir(parents=True, exist_ok=True)
 

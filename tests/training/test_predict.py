@@ -12,8 +12,10 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
+from filelock import FileLock
 
 from hf_ecgmamba import (
     EcgClassificationPipeline,
@@ -298,3 +300,139 @@ def test_a_signal_in_doubt_is_listed_as_failed(model, tmp_path):
     main(flags(model, tmp_path / "in", tmp_path / "noted", "--num_workers", "0", "--on_doubt", "note"))
     assert sorted(table(tmp_path / "noted").record) == ["flat.npz", "good.npz", "swapped.npz"]
     assert failures(tmp_path / "noted") == {}
+
+
+def beat(folder, name, loud=1.0):
+    np.savez(folder / name, signal=loud * heart(500), fs=100, leads=EcgMambaConfig().leads)
+
+
+@pytest.fixture
+def three(tmp_path):
+    """A folder of three recordings, and where its table goes."""
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        beat(tmp_path / "in", f"{name}.npz")
+    return tmp_path / "in", tmp_path / "out"
+
+
+def scores_of(output):
+    return {row.record: row.score_AF for row in table(output).itertuples()}
+
+
+def test_a_changed_file_is_classified_anew(model, three):
+    source, output = three
+    options = ("--num_workers", "0", "--shard_size", "2")
+    main(flags(model, source, output, *options))
+    before = scores_of(output)
+    beat(source, "a.npz", loud=1.5)
+    main(flags(model, source, output, *options))
+    after = scores_of(output)
+    assert len(table(output)) == 3 and after["a.npz"] != before["a.npz"]
+    assert {name: after[name] for name in ("b.npz", "c.npz")} == {name: before[name] for name in ("b.npz", "c.npz")}
+    # and back: a shard of that first recording has been there already
+    beat(source, "a.npz")
+    beat(source, "d.npz")
+    (source / "c.npz").unlink()
+    main(flags(model, source, output, *options))
+    assert {**before, "d.npz": before["a.npz"]} == scores_of(output)  # what was found in c is not lost
+
+
+def test_a_signal_that_changes_behind_its_header_is_classified_anew(model, shared_data, tmp_path):
+    first, second = sorted((shared_data / "ecg" / "cinc2021").glob("*.hea"))[:2]
+    (tmp_path / "in").mkdir()
+    for header in (first, second):
+        for path in (header, header.with_suffix(".mat")):
+            shutil.copy(path, tmp_path / "in")
+    main(flags(model, tmp_path / "in", tmp_path / "out", "--num_workers", "0"))
+    before = table(tmp_path / "out").set_index("record")
+    changed = tmp_path / "in" / first.with_suffix(".mat").name
+    signal = np.frombuffer(changed.read_bytes(), np.int16, offset=24)
+    changed.write_bytes(changed.read_bytes()[:24] + (signal // 2).tobytes())
+    main(flags(model, tmp_path / "in", tmp_path / "out", "--num_workers", "0"))
+    after = table(tmp_path / "out").set_index("record")
+    assert after.score_AF[first.name] != before.score_AF[first.name]
+    assert after.loc[second.name].score_AF == before.loc[second.name].score_AF
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [(("--sampling_rate", "200"), "sampling_rate: null, now 200"), (("--units", "uV"), 'units: null, now "uV"'),
+     (("--leads", "I", "II"), "leads: null, now"), (("--on_doubt", "note"), "another model")],
+)  # fmt: skip
+def test_a_table_is_not_continued_with_other_arguments(model, three, more, named):
+    source, output = three
+    main(flags(model, source, output, "--num_workers", "0"))
+    with pytest.raises(ValueError, match=named):
+        main(flags(model, source, output, "--num_workers", "0", *more))
+    assert len(table(output)) == 3
+
+
+def test_a_table_is_not_continued_with_another_input(model, three, tmp_path):
+    source, output = three
+    main(flags(model, source, output, "--num_workers", "0"))
+    shutil.copytree(source, tmp_path / "others")
+    with pytest.raises(ValueError, match=r"another input: .*in, now .*others"):
+        main(flags(model, tmp_path / "others", output, "--num_workers", "0"))
+    rows = [{"array": loud * heart(500), "sampling_rate": 100.0, "leads": list(EcgMambaConfig().leads), "units": "mV"}
+            for loud in (1.0, 1.5)]  # fmt: skip
+    for name, row in zip(("one", "two"), rows, strict=True):
+        datasets.Dataset.from_list([row]).save_to_disk(tmp_path / name)
+    main(flags(model, tmp_path / "one", tmp_path / "rows", "--num_workers", "0"))
+    main(flags(model, tmp_path / "one", tmp_path / "rows", "--num_workers", "0"))
+    with pytest.raises(ValueError, match="another input: dataset"):
+        main(flags(model, tmp_path / "two", tmp_path / "rows", "--num_workers", "0"))
+
+
+def test_one_run_at_a_time(model, three, monkeypatch):
+    source, output = three
+    output.mkdir()
+    monkeypatch.setattr("training.predict.LOCK_SECONDS", 0.1)
+    with FileLock(output / "run.lock"), pytest.raises(ValueError, match="another run is writing to"):
+        main(flags(model, source, output, "--num_workers", "0"))
+    assert not list(output.glob("scores-*"))
+    main(flags(model, source, output, "--num_workers", "0"))
+    assert len(table(output)) == 3
+
+
+@pytest.mark.slow
+def test_overlapping_runs_write_each_recording_once(model, recordings, alone, tmp_path):
+    runs = [start([sys.executable, str(SCRIPT), *flags(model, recordings, tmp_path)]) for _ in range(2)]
+    outputs = [run.communicate(timeout=300)[0] for run in runs]
+    # the second waits a little, and either is refused or finds all done
+    assert 0 in [run.returncode for run in runs]
+    for run, output in zip(runs, outputs, strict=True):
+        assert run.returncode == 0 or "another run is writing to" in output
+    assert_same_table(tmp_path, alone)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a parent is killed with a signal")
+@pytest.mark.parametrize("start_method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_a_reading_worker_ends_with_its_parent(tmp_path, start_method):
+    """However long the recording takes that it is in the middle of."""
+    code = """
+import multiprocessing, os, signal, sys, time
+import torch
+from training.launch import end_with_parent
+
+class Long(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        yield os.getpid()
+        time.sleep(300)
+
+if __name__ == "__main__":
+    torch.multiprocessing.set_start_method(sys.argv[1])
+    loader = torch.utils.data.DataLoader(Long(), batch_size=None, num_workers=1, worker_init_fn=end_with_parent)
+    reading = iter(loader)
+    print(next(reading), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    (tmp_path / "read.py").write_text(code)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[1])}
+    command = [sys.executable, str(tmp_path / "read.py"), start_method]
+    with (tmp_path / "said").open("w") as said:  # no pipe: the worker would hold its end
+        killed = subprocess.run(command, env=environment, stdout=said, timeout=120, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    worker, deadline = int((tmp_path / "said").read_text()), time.monotonic() + 20
+    while psutil.pid_exists(worker) and psutil.Process(worker).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the worker goes on without its parent"
+        time.sleep(0.1)

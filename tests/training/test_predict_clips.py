@@ -1,6 +1,7 @@
 """Many clips to a table: as the pipeline answers, one bad clip listed, again and again until all is there."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 import torch
+from filelock import FileLock
+from transformers import AutoModelForCausalLM
 
 from hf_mse_adapter.configuration_mse_adapter import MseConfig
 from hf_mse_adapter.modeling_mse_adapter import MseForConditionalGeneration
@@ -84,6 +87,40 @@ def test_a_folder_of_clips_becomes_a_table(folder, tmp_path, capsys):
     (folder / "clips" / "late.wav").unlink()
     with pytest.raises(ValueError, match="was written with another model"):
         main(arguments(folder, tmp_path, model="other"))
+
+
+def test_what_has_changed_is_read_anew_and_nothing_else_mixed_in(folder, tmp_path):
+    clips = tmp_path / "clips"
+    shutil.copytree(folder / "clips" / "more", clips)
+    (clips / "list.csv").write_text("clip,text,speaker\n3.wav,,\n4.wav,,\n")
+    listed = ["--model", str(folder / "model"), "--input", str(clips / "list.csv"), "--output", str(tmp_path / "out")]
+    main(listed)
+    before = table(tmp_path / "out")
+    shutil.copy(folder / "clips" / "0.wav", clips / "3.wav")
+    main(listed)
+    after = table(tmp_path / "out")
+    assert after["3.wav"]["score_a"] != before["3.wav"]["score_a"] and after["4.wav"] == before["4.wav"]
+    # what the list says of a clip is part of what was read
+    (clips / "list.csv").write_text("clip,text,speaker\n3.wav,,\n4.wav,well,Bo\n")
+    main(listed)
+    assert table(tmp_path / "out")["4.wav"]["source_state"] != after["4.wav"]["source_state"]
+    assert table(tmp_path / "out")["3.wav"] == after["3.wav"]
+
+    with pytest.raises(ValueError, match="another input"):
+        main([*listed, "--input", str(folder / "clips")])
+    with pytest.raises(ValueError, match="another model"):
+        main([*listed, "--method", "greedy"])
+    with FileLock(tmp_path / "out" / "run.lock"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.predict.LOCK_SECONDS", 0.1)
+        with pytest.raises(ValueError, match="another run is writing"):
+            main(listed)
+    shutil.copytree(folder / "llm", tmp_path / "llm")
+    llm = AutoModelForCausalLM.from_pretrained(tmp_path / "llm")
+    with torch.no_grad():
+        llm.model.norm.weight[0] += 0.25
+    llm.save_pretrained(tmp_path / "llm")
+    with pytest.raises(ValueError, match="another model"):
+        main([*listed, "--llm", str(tmp_path / "llm")])
 
 
 def test_a_list_of_clips_says_what_is_known_of_them(folder, tmp_path):

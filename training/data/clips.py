@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from hf_mse_adapter.clip_features import ClipReader
 from training.data.msa_samples import MODALITIES, SPLIT_NAMES, samples_to_dataset
+from training.launch import end_with_parent
 from training.reports import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -202,6 +203,7 @@ def _begin(extraction):
 
 def begin_alone(extraction):
     """What a process of its own begins with, before `make_features`."""
+    end_with_parent()
     # processes divide the work, not threads within it
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
