@@ -50,6 +50,8 @@ def convolve_both_ways(x, weight, bias, mask=None):
     Returns:
         `torch.Tensor` of shape `(2, batch, time, channels)`, in the dtype of x.
     """
+    if torch.compiler.is_exporting():
+        return convolve_both_ways_by_conv1d(x, weight, bias, mask)
     if x.device.type == "cpu" and HAS_NUMBA:
         dtype = kernel_dtype(x)
         convolve = _convolve_directly if runs_directly(x, weight, bias, mask) else _convolve
@@ -72,6 +74,19 @@ def convolve_both_ways_by_shifts(x, weight, bias, mask=None):
             sums.addcmul_(padded[:, start : start + time], taps[direction, k])
         both.append(sums)
     result = F.silu(torch.stack(both)).to(x.dtype)
+    return result if mask is None else result * mask.unsqueeze(-1)
+
+
+def convolve_both_ways_by_conv1d(x, weight, bias, mask=None):
+    """As [`convolve_both_ways`], as one operator, for graphs that leave torch."""
+    if mask is not None:
+        x = x * mask.unsqueeze(-1)
+    time, channels, reach = *x.shape[1:], weight.shape[-1] - 1
+    padded = F.pad(x.transpose(1, 2), (reach, reach))
+    taps = torch.stack((weight[0], weight[1].flip(-1)), 1)  # of each channel, one direction after the other
+    sums = F.conv1d(padded, taps.flatten(0, 1).unsqueeze(1), bias.t().flatten(), groups=channels)
+    sums = sums.unflatten(1, (channels, 2)).permute(2, 0, 3, 1)
+    result = F.silu(torch.stack((sums[0, :, :time], sums[1, :, reach : reach + time])))
     return result if mask is None else result * mask.unsqueeze(-1)
 
 

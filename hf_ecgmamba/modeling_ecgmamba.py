@@ -103,7 +103,8 @@ class EcgEncoder(nn.Module):
         layers = zip(self.convolutions, self.norms, self.kernel_sizes, self.strides, strict=True)
         for convolution, norm, kernel, stride in layers:
             length = hidden_states.shape[1]
-            left, num_outputs = (kernel - stride) // 2, -(-length // stride)
+            # rounded up so, for ONNX divides towards zero
+            left, num_outputs = (kernel - stride) // 2, (length + stride - 1) // stride
             if mask is not None:
                 # a stride that holds one real sample is a real token
                 mask = F.pad(mask, (0, num_outputs * stride - length)).unflatten(1, (num_outputs, stride)).any(-1)

@@ -15,6 +15,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import logging
 
+try:  # torch has no public name for it yet
+    from torch._higher_order_ops.scan import scan as scan_operator
+except ImportError:
+    scan_operator = None
+
 from .numba_vectors import kernel_dtype
 from .selective_scan_mamba_ssm import selective_scan_mamba_ssm, why_not_mamba_ssm
 from .selective_scan_numba import selective_scan_numba, why_not_numba
@@ -61,7 +66,7 @@ def selective_scan(
         mask (`torch.BoolTensor` of shape `(batch, time)`, *optional*): False where a step is padding; it leaves the
             state as it was, its y is 0, and no gradient flows from or to it.
         backend (`str`, *optional*): `reference`, `chunked`, `numba`, `triton` or `mamba_ssm`; by default the fastest
-            that can serve the input.
+            that can serve the input. A graph that torch.export makes holds none of them, but torch's own operators.
 
     Returns:
         `torch.Tensor` of shape `(directions, batch, time, channels)`, with a gate `(batch, time, channels)`: y, in the
@@ -72,12 +77,14 @@ def selective_scan(
             fit, or (where looking costs no synchronisation: on the CPU) an A that is positive or not finite.
     """
     _check(x, dt, A, B, C, D, dt_weight, dt_bias, gate, mask)
-    backend = _choose_backend(x, A, backend)
+    exporting = torch.compiler.is_exporting() and scan_operator is not None
+    backend = None if exporting else _choose_backend(x, A, backend)
     if backend == "numba":  # projects and gates within its kernels
         return selective_scan_numba(x, dt, A, B, C, D, dt_weight, dt_bias, dt_softplus, gate, mask)
     if dt_weight is not None:
         dt = torch.bmm(dt.flatten(1, 2), dt_weight.to(dt.dtype)).unflatten(1, x.shape[1:3])
-    y = _BACKENDS[backend][0](x, dt, A, B, C, D, dt_bias, dt_softplus, mask)
+    scan = selective_scan_exported if exporting else _BACKENDS[backend][0]
+    y = scan(x, dt, A, B, C, D, dt_bias, dt_softplus, mask)
     return y if gate is None else y.sum(0) * F.silu(gate.to(y.dtype))
 
 
@@ -254,6 +261,33 @@ def _decay(dt, A):
 
 def _decay_and_add(state, whole, rest, written):
     return torch.addcmul(torch.addcmul(written, whole, state), rest, state)
+
+
+def selective_scan_exported(x, dt, A, B, C, D=None, dt_bias=None, dt_softplus=False, mask=None):
+    """As one operator over time, of which ONNX has its own, for graphs that leave torch. Arguments as in
+    [`selective_scan`]; both directions are walked at once, the second one turned round."""
+    dtype = kernel_dtype(x)
+    dt = _step_sizes(dt, dt_bias, dt_softplus, dtype)
+    signal, A, B, C = (tensor.to(dtype) for tensor in (x, A, B, C))
+    if mask is not None:
+        dt = dt * mask.unsqueeze(-1)  # a step of size zero decays nothing and writes nothing
+    # time first, as the operator wants it, while the tensors are small
+    turned = (torch.cat((tensor[:1], tensor[1:].flip(2))).permute(2, 0, 1, 3) for tensor in (dt, signal, B, C))
+    dt, signal_of_step, B, C = turned
+    decays = torch.exp(dt.unsqueeze(-1) * A[:, None])
+    written = (dt * signal_of_step).unsqueeze(-1) * B.unsqueeze(-2)
+
+    def step(state, inputs):
+        decay, write, read = inputs
+        state = decay * state + write
+        return state, torch.matmul(state, read).squeeze(-1)
+
+    _, y = scan_operator(step, torch.zeros_like(written[0]), (decays, written, C.unsqueeze(-1)), dim=0)
+    y = y.permute(1, 2, 0, 3)
+    y = torch.cat((y[:1], y[1:].flip(2)))
+    if D is not None:
+        y = y + D.to(dtype)[:, None, None] * signal
+    return (y if mask is None else y * mask.unsqueeze(-1)).to(x.dtype)
 
 
 def _always(x, A):

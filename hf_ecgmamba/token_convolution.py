@@ -62,14 +62,17 @@ def convolve_tokens(x, weight, bias, stride=1, padding=0, num_outputs=None):
     if can_use_kernels(x, weight, stride):
         return _convolve(x, weight, bias, stride, padding, num_outputs)
     behind = (num_outputs - 1) * stride + taps - time - padding
+    x = F.pad(x, (0, 0, padding, behind)).transpose(1, 2)
+    if torch.compiler.is_exporting():
+        return F.conv1d(x, weight, bias, stride).transpose(1, 2)
     # as an image of one row, whose result may have its channels last
-    x = F.pad(x, (0, 0, padding, behind)).transpose(1, 2).unsqueeze(2)
+    x = x.unsqueeze(2)
     return F.conv2d(x, weight.unsqueeze(2), bias, (1, stride)).squeeze(2).transpose(1, 2).contiguous()
 
 
 def can_use_kernels(x, weight, stride=1):
     """Whether the convolution of x by weight saves multiplications here."""
-    if not HAS_NUMBA or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    if not HAS_NUMBA or x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch.compiler.is_exporting():
         return False
     whole_vectors = weight.shape[0] % LANES == 0 and weight.shape[1] % LANES == 0
     return x.dtype == weight.dtype == torch.float32 and whole_vectors and 2 <= -(-weight.shape[2] // stride) <= 5
