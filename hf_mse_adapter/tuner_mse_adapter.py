@@ -21,6 +21,7 @@ from .adapted_language_model import (
     prepare_inputs,
     require_embeddings_are_enough,
     require_head_layers,
+    require_width,
     train_only_adapter,
 )
 from .backbone_source import as_plain_weights, differing_weight, differs_from_source
@@ -130,6 +131,30 @@ class MseAdapterModel(BaseTuner):
     def _layer(self):
         return self.model.get_input_embeddings()
 
+    def _is_bare(self):
+        """Whether the LLM answers alone: the adapters are disabled, or none is left."""
+        layer = self._layer()
+        return layer.disable_adapters or not layer.mse_adapter_modules
+
+    def set_input_embeddings(self, value):
+        """As `PreTrainedModel.set_input_embeddings`: the LLM gets another embedding, the adapters stay."""
+        layer = self._layer()
+        if value is not layer:
+            require_width(value, layer.base_layer.weight.shape[-1])
+            layer.base_layer = value.requires_grad_(False)
+
+    def delete_adapter(self, adapter_name):
+        """As `BaseTuner.delete_adapter`; without any adapter, `base_model` is the LLM alone."""
+        super().delete_adapter(adapter_name)
+        # PEFT goes on to ask for the deleted adapter's config
+        self.peft_config = _AdaptersLeft(self.peft_config)
+
+    def _cast_adapter_dtype(self, adapter_name, autocast_adapter_dtype=True):
+        # an adapter is made in float32; without PEFT's cast to that, it has the LLM's dtype, as LoRA's weights do
+        if not autocast_adapter_dtype:
+            layer = self._layer()
+            layer.mse_adapter_modules[adapter_name].to(layer.base_layer.weight.dtype)
+
     def resize_token_embeddings(self, *args, **kwargs):
         """As `PreTrainedModel.resize_token_embeddings`: the LLM's embedding gets other rows, the adapters stay."""
         layer = self._layer()
@@ -147,16 +172,16 @@ class MseAdapterModel(BaseTuner):
 
     def forward(self, *args, **kwargs):
         """See `forward_with_adapter`: a batch by names in, `MseOutput` out."""
-        if self._layer().disable_adapters:
+        if self._is_bare():
             return self.model(*args, **_for_bare_llm(kwargs))
         if args:
             raise ValueError(f"{len(args)} arguments came by position; expected all by name")
-        return forward_with_adapter(self.adapter, self.model, **kwargs)
+        return forward_with_adapter(self.adapter, self.model, self.model.config, **kwargs)
 
     @torch.no_grad()
     def generate(self, *args, **kwargs):
         """The new tokens only, see `generate_with_adapter`; with the adapter disabled, what the LLM returns."""
-        if self._layer().disable_adapters:
+        if self._is_bare():
             return self.model.generate(*args, **_for_bare_llm(kwargs))
         if args:
             raise ValueError(f"{len(args)} arguments came by position; expected all by name")
@@ -165,9 +190,9 @@ class MseAdapterModel(BaseTuner):
     def predict(self, batch, answers, method=None):
         """`list[Prediction]` for a batch, see `MseForConditionalGeneration.predict`. With the adapter disabled, what
         the LLM itself answers to the same tokens; no head answers then."""
-        if self._layer().disable_adapters:
+        if self._is_bare():
             if method == "head":
-                raise ValueError("method is 'head', but the adapter, whose head it is, is disabled")
+                raise ValueError("method is 'head', but the adapter, whose head it is, is disabled or deleted")
             return answers.predict(_BareLanguageModel(self.model), batch, method)
         return predict_with_adapter(self, self.adapter, batch, answers, method)
 
@@ -208,6 +233,17 @@ class MseAdapterModel(BaseTuner):
     def add_weighted_adapter(self, *args, **kwargs):
         """Raises ValueError: no weighted sum of weights acts as the weighted sum of the adapters."""
         raise ValueError("MSE-Adapters cannot be added up: they are not linear in their weights. Use one at a time")
+
+
+class _AdaptersLeft(dict):
+    """Adapters' configs by name, of which some were deleted."""
+
+    def __missing__(self, name):
+        left = ", ".join(self) or "none"
+        raise ValueError(
+            f"the adapter {name!r} was deleted; expected one of those left ({left}): set_adapter chooses it, "
+            "add_adapter and load_adapter make one, unload gives back the LLM"
+        )
 
 
 class _BareLanguageModel:
