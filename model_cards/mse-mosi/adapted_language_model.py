@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import ModelOutput, TransformersKwargs, logging
 
 from .answers import Prediction, left_padded_prompts, require_finite
-from .backbone_trial import arranged, reading_of, texts_first, without_peft
+from .backbone_trial import arranged, plainly, put_back, reading_of, texts_first, without_peft
 from .lower_layers import (
     num_layers_of,
     observed_run,
@@ -28,6 +28,14 @@ from .lower_layers import (
 
 logger = logging.get_logger(__name__)
 
+# what an adapter makes for the LLM, so that nobody else can
+MADE_HERE = {
+    "inputs_embeds": "an MSE-Adapter embeds by itself; give input_ids",
+    "position_ids": "an MSE-Adapter counts positions by the attention_mask; give that",
+    "logits_to_keep": "the logits are those at logit_positions: of label tokens, or each prompt's last token",
+    "past_key_values": "an MSE-Adapter gives whole prompts to the LLM; generate keeps a cache by itself",
+}
+SHOWN = ("output_hidden_states", "output_attentions")
 BATCH_FIELDS = (
     "input_ids",
     "attention_mask",
@@ -54,12 +62,17 @@ class MseOutput(ModelOutput):
             are alike, so that whoever collects batches (Trainer for `compute_metrics`, which fills up with -100)
             still knows each sample's.
         head_output (`torch.Tensor` [batch, 1 or classes], *optional*): the number, or the classes' logits.
+        hidden_states, attentions (`tuple`, *optional*):
+            Where they are asked for, the LLM's own, at every position of the sequence. With `head_layers` they come of
+            a pass of their own; where lower layers alone are run for a head, of the prompts padded on the left.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     logit_positions: torch.Tensor | None = None
     head_output: torch.Tensor | None = None
+    hidden_states: tuple | None = None
+    attentions: tuple | None = None
 
 
 def prepare_inputs(
@@ -248,14 +261,30 @@ def _modality(name, values, mask, dim, batch_size, device):
     return values, mask
 
 
+def require_no_input_of_ours(options):
+    """Refuse what only the adapter can give the LLM."""
+    for name, reason in MADE_HERE.items():
+        if options.pop(name, None) is not None:
+            raise ValueError(f"{name} cannot be used with an MSE-Adapter: {reason}")
+
+
 def forward_with_adapter(
-    adapter, llm, label_values=None, num_items_in_batch=None, num_samples_in_batch=None, llm_states=None, **inputs
+    adapter,
+    llm,
+    config,
+    label_values=None,
+    num_items_in_batch=None,
+    num_samples_in_batch=None,
+    llm_states=None,
+    return_dict=None,
+    **inputs,
 ):
     """
     Run the LLM behind the adapter; logits and loss only where a label is.
 
     Args:
         adapter (`MseAdapter`), llm (`PreTrainedModel`).
+        config (`PreTrainedConfig`): whose return_dict, output_hidden_states and output_attentions are the defaults.
         label_values ([batch], *optional*): numbers or class indices for the head.
         num_items_in_batch (`int` or `torch.Tensor`, *optional*):
             Label tokens in all batches that one optimiser step accumulates, as Trainer counts them. The loss is then
@@ -265,19 +294,50 @@ def forward_with_adapter(
             the label tokens are counted (Trainer by itself counts nothing else), a head's batches weigh by those.
         llm_states (`torch.Tensor` [batch, layers, hidden_size], *optional*):
             For the fusion "head", what `llm_states_of` gave for these words before: the LLM is not run.
-        inputs: arguments of `prepare_inputs`; others go to the LLM.
+        return_dict (`bool`, *optional*)
+        inputs: arguments of `prepare_inputs`, output_hidden_states, output_attentions; others go to the LLM.
 
     Returns:
-        `MseOutput`
+        `MseOutput`, or with return_dict=False a tuple of what is in it.
 
     Raises:
         ValueError: naming the argument, what came and what is expected.
     """
     llm_options = {name: inputs.pop(name) for name in list(inputs) if name not in (*BATCH_FIELDS, "labels")}
-    if llm_options.pop("inputs_embeds", None) is not None:
-        raise ValueError("inputs_embeds cannot be used with an MSE-Adapter, which embeds by itself; give input_ids")
+    shown = {name: llm_options.pop(name, None) for name in SHOWN}
+    shown = {name: getattr(config, name, None) if value is None else value for name, value in shown.items()}
+    outputs = _forward(
+        adapter,
+        llm,
+        inputs,
+        label_values,
+        num_items_in_batch,
+        num_samples_in_batch,
+        llm_states,
+        llm_options,
+        # which states, too: numbers of layers may stand for True
+        {name: value for name, value in shown.items() if value is not None and value is not False},
+    )
+    return_dict = getattr(config, "return_dict", True) if return_dict is None else return_dict
+    return outputs if return_dict else outputs.to_tuple()
+
+
+def _forward(
+    adapter,
+    llm,
+    inputs,
+    label_values,
+    num_items_in_batch,
+    num_samples_in_batch,
+    llm_states,
+    llm_options,
+    shown,
+):
+    require_no_input_of_ours(llm_options)
+    if llm_options.pop("use_cache", None):
+        raise ValueError("use_cache is True, but the forward pass of an MSE-Adapter keeps no cache; generate does")
     # many LLMs take whatever they are given, and a misspelt modality would be a missing one
-    known = {*parameters_of(llm), *TransformersKwargs.__annotations__, "return_dict"}
+    known = {*parameters_of(llm), *TransformersKwargs.__annotations__}
     if unknown := sorted(name for name, value in llm_options.items() if value is not None and name not in known):
         raise ValueError(
             f"unknown arguments {', '.join(unknown)}; expected {', '.join(BATCH_FIELDS)}, or the LLM's own"
@@ -290,10 +350,10 @@ def forward_with_adapter(
     if llm_states is not None and adapter.fusion != "head":
         raise ValueError(f"llm_states is given, but fusion is {adapter.fusion!r}; expected 'head' for such states")
     if adapter.head_layers is not None and adapter.head_use == "alone":
-        head_output = _head_on_lower_layers(adapter, llm, inputs, llm_states, llm_options)
+        head_output, states = _head_on_lower_layers(adapter, llm, inputs, llm_states, llm_options, shown)
         share = _token_share(inputs.get("labels"), num_items_in_batch)
         loss = _head_loss(adapter, head_output, label_values, share, num_samples_in_batch)
-        return MseOutput(loss=loss, head_output=head_output)
+        return MseOutput(loss=loss, head_output=head_output, **states)
     prepared = prepare_inputs(adapter, llm, **inputs)
     labels = prepared.pop("labels", None)
     mask = prepared["attention_mask"].bool()
@@ -310,8 +370,8 @@ def forward_with_adapter(
     if not learns_tokens or adapter.head_use == "beside":
         wanted[prompt_ends] = True
     positions = wanted.nonzero()[:, 0]
-    logits, hidden_states = _run_llm(
-        llm, prepared, positions, adapter.head_use != "none", adapter.head_layers, llm_options
+    logits, hidden_states, states = _run_llm(
+        llm, prepared, positions, adapter.head_use != "none", adapter.head_layers, llm_options, shown
     )
     if hidden_states is None and adapter.head_use != "none":
         raise ValueError(f"head is {adapter.head_use!r}, but {type(llm).__name__} shows no hidden states")
@@ -330,12 +390,12 @@ def forward_with_adapter(
             losses.append(_head_loss(adapter, head_output, label_values, token_share, num_samples_in_batch))
     loss = sum(item.to(losses[0].device) for item in losses) if losses else None
     rows = positions.repeat(len(mask), 1)
-    return MseOutput(loss=loss, logits=logits, logit_positions=rows, head_output=head_output)
+    return MseOutput(loss=loss, logits=logits, logit_positions=rows, head_output=head_output, **states)
 
 
-def _head_on_lower_layers(adapter, llm, inputs, states, options):
+def _head_on_lower_layers(adapter, llm, inputs, states, options, shown):
     """The head's output [batch, 1 or classes] where it reads lower layers alone: label tokens, the layers above and
-    the output layer are not run."""
+    the output layer are not run. And what is `shown` of the LLM, which is run for it then."""
     prompts = _prompts(inputs)
     options = {name: value for name, value in options.items() if value is not None}
     if adapter.fusion == "head":
@@ -345,11 +405,13 @@ def _head_on_lower_layers(adapter, llm, inputs, states, options):
         if states.shape[:2] != (len(mask), len(adapter.head_layers)):
             expected = f"[{len(mask)}, {len(adapter.head_layers)}, hidden_size]"
             raise ValueError(f"llm_states has the shape {list(states.shape)}; expected {expected}")
-        return adapter.head_output(states.to(mask.device), pseudo_tokens)
+        prepared = prepare_inputs(adapter, llm, **prompts) if shown else None
+        return adapter.head_output(states.to(mask.device), pseudo_tokens), _shown(llm, prepared, shown, options)
     prepared = prepare_inputs(adapter, llm, **prompts)
     places = prompts.get("pseudo_token_mask")
     constant_length = 0 if places is None else int(places.bool().any(dim=0).int().argmax())
-    return adapter.head_output(_last_states(adapter, llm, prepared, constant_length, options))
+    head_output = adapter.head_output(_last_states(adapter, llm, prepared, constant_length, options))
+    return head_output, _shown(llm, prepared, shown, options)
 
 
 @torch.no_grad()
@@ -415,40 +477,58 @@ def _share_of(loss, share):
     return loss if share is None else loss * torch.as_tensor(share, device=loss.device)
 
 
-def _run_llm(llm, prepared, positions, needs_hidden_states, layers, options):
-    """Logits [batch, positions, vocabulary] and, if needed and to be had, the last hidden states [batch, positions,
-    hidden_size], or with `layers` those after each of them [batch, positions, layers, hidden_size]."""
-    prepared, positions, as_wanted = arranged(llm, prepared, positions)
-    logits, states = _run_arranged(llm, prepared, positions, needs_hidden_states, layers, options)
-    return as_wanted(logits), None if states is None else as_wanted(states)
-
-
-def _run_arranged(llm, prepared, positions, needs_hidden_states, layers, options):
-    parameters = parameters_of(llm)
-    options = {name: value for name, value in options.items() if value is not None} | {"use_cache": False}
-    inputs = {name: value for name, value in prepared.items() if name != "position_ids" or name in parameters}
-    can_choose = "logits_to_keep" in parameters
+def _run_llm(llm, prepared, positions, needs_hidden_states, layers, options, shown):
+    """Logits [batch, positions, vocabulary]; if needed and to be had, the last hidden states [batch, positions,
+    hidden_size], or with `layers` those after each of them [batch, positions, layers, hidden_size]; and what is
+    `shown` of the LLM."""
+    options = {name: value for name, value in options.items() if value is not None}
+    inputs, positions, as_wanted = arranged(llm, prepared, positions)
+    inputs = {name: value for name, value in inputs.items() if name != "position_ids" or name in parameters_of(llm)}
+    can_choose = "logits_to_keep" in parameters_of(llm)
     if can_choose:
         inputs["logits_to_keep"] = positions
 
     if needs_hidden_states and layers is not None:
-        outputs, states = observed_run(llm, layers, inputs, options)
+        outputs, states = observed_run(llm, layers, inputs, options | plainly(llm))
         logits = outputs.logits if can_choose else outputs.logits[:, positions.to(outputs.logits.device)]
-        return logits, torch.stack([state[:, positions.to(state.device)].to(logits.device) for state in states], dim=2)
+        states = torch.stack([state[:, positions.to(state.device)].to(logits.device) for state in states], dim=2)
+        return as_wanted(logits), as_wanted(states), _shown(llm, prepared, shown, options)
 
-    hidden_states, whole = None, not can_choose
+    hidden_states, whole, run_options = None, not can_choose, options | plainly(llm) | shown
     if needs_hidden_states:
         # what the output layer is given is the last hidden state; asking for all layers' would hold them in memory
-        outputs, hidden_states = run_and_see_last_states(llm, inputs, options)
+        outputs, hidden_states = run_and_see_last_states(llm, inputs, run_options)
         if hidden_states is None:
-            outputs, whole = llm(**inputs, **(options | {"output_hidden_states": True})), True
+            outputs, whole = llm(**inputs, **(run_options | {"output_hidden_states": True})), True
             hidden_states = outputs.hidden_states[-1] if outputs.hidden_states else None
     else:
-        outputs = llm(**inputs, **options)
+        outputs = llm(**inputs, **run_options)
     logits = outputs.logits if can_choose else outputs.logits[:, positions.to(outputs.logits.device)]
-    if hidden_states is not None and whole:
-        hidden_states = hidden_states[:, positions.to(hidden_states.device)]
-    return logits, hidden_states
+    if hidden_states is not None:
+        hidden_states = hidden_states[:, positions.to(hidden_states.device)] if whole else hidden_states
+        hidden_states = as_wanted(hidden_states)
+    return as_wanted(logits), hidden_states, _shown_of(llm, outputs, prepared["attention_mask"], shown)
+
+
+def _shown(llm, prepared, shown, options):
+    """hidden_states and attentions of the LLM's own pass over the prepared inputs, as far as they are `shown`."""
+    if not shown:
+        return {}
+    inputs, _, _ = arranged(llm, prepared, torch.arange(prepared["attention_mask"].shape[1]))
+    inputs = {name: value for name, value in inputs.items() if name != "position_ids" or name in parameters_of(llm)}
+    if "logits_to_keep" in parameters_of(llm):
+        inputs["logits_to_keep"] = 1
+    outputs = llm(**inputs, **(options | plainly(llm) | shown))
+    return _shown_of(llm, outputs, prepared["attention_mask"], shown)
+
+
+def _shown_of(llm, outputs, mask, shown):
+    found = {}
+    for name, dims in (("hidden_states", (1,)), ("attentions", (2, 3))):
+        states = outputs.get(name) if f"output_{name}" in shown else None
+        if states is not None:
+            found[name] = tuple(None if each is None else put_back(llm, mask, each, dims) for each in states)
+    return found
 
 
 def generate_with_adapter(adapter, llm, **kwargs):
@@ -463,6 +543,7 @@ def generate_with_adapter(adapter, llm, **kwargs):
     Returns:
         `torch.Tensor` int64 [batch, new tokens]: the new tokens only.
     """
+    require_no_input_of_ours(kwargs)
     batch = {name: kwargs.pop(name) for name in (*BATCH_FIELDS, "labels", "label_values") if name in kwargs}
     prepared = prepare_inputs(adapter, llm, **_prompts(batch))
     # `generate` counts positions by the mask itself
@@ -543,7 +624,9 @@ def predict_with_adapter(model, adapter, batch, answers, method):
         raise ValueError("method is 'head', but the adapter was configured without one (head='none')")
     with torch.no_grad():
         states = batch.get("llm_states")
-        output = forward_with_adapter(adapter, model.language_model, **_prompts(batch), llm_states=states).head_output
+        output = _forward(
+            adapter, model.language_model, _prompts(batch), None, None, None, states, llm_options={}, shown={}
+        ).head_output
     require_finite(output, "head outputs", model.language_model.dtype)
     if adapter.task == "classification":
         return answers.predictions_of(output, "likeliest")
@@ -581,6 +664,12 @@ def train_only_adapter(llm, mode=True):
 def embedding_width(llm):
     """Width of an LLM's input embeddings."""
     return llm.get_input_embeddings().weight.shape[-1]
+
+
+def require_width(embedding, width):
+    """Raise ValueError where an embedding has another width than an adapter was made for."""
+    if embedding.weight.shape[-1] != width:
+        raise ValueError(f"the embedding has the width {embedding.weight.shape[-1]}; expected {width}, as the LLM's")
 
 
 def device_of(embedding):
@@ -659,7 +748,7 @@ def _require_inputs_embeds(llm):
     if not is_remote_code(llm) or embedding.weight.is_meta:
         return
     ids = torch.arange(8, device=embedding.weight.device).view(2, 4) % embedding.weight.shape[0]
-    options = {"attention_mask": torch.ones_like(ids), "use_cache": False}
+    options = {"attention_mask": torch.ones_like(ids)} | plainly(llm)
     was_training = llm.training
     llm.eval()
     try:

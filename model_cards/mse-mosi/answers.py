@@ -13,7 +13,7 @@ from numbers import Real
 
 import torch
 
-from .backbone_trial import arranged
+from .backbone_trial import arranged, plainly
 from .lower_layers import parameters_of
 
 logger = logging.getLogger(__name__)
@@ -416,8 +416,8 @@ def _logits(llm, inputs_embeds, attention_mask, position_ids, positions):
         inputs["position_ids"] = position_ids
     inputs, positions, as_wanted = arranged(llm, inputs, positions)
     if "logits_to_keep" in parameters:
-        return as_wanted(llm(**inputs, logits_to_keep=positions, use_cache=False).logits)
-    return as_wanted(llm(**inputs, use_cache=False).logits[:, positions])
+        return as_wanted(llm(**inputs, logits_to_keep=positions, **plainly(llm)).logits)
+    return as_wanted(llm(**inputs, **plainly(llm)).logits[:, positions])
 
 
 @torch.no_grad()

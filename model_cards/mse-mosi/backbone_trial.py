@@ -65,11 +65,27 @@ def reading_of(llm):
         llm (`PreTrainedModel`): a causal LM, its weights anywhere; or a PEFT model around one.
     """
     llm = without_peft(llm)
+    implementation = _attention_of(llm.config)
     known = llm.__dict__.get("_reading")
-    if known is None:
-        known = _tried(_Kind(llm)) or _tried_itself(llm)
+    # its attention can be exchanged at any time
+    if known is None or known[0] != implementation:
+        known = implementation, _tried(_Kind(llm)) or _tried_itself(llm)
         llm.__dict__["_reading"] = known
-    return known
+    return known[1]
+
+
+def _attention_of(config):
+    return str(getattr(config.get_text_config(), "_attn_implementation", None))
+
+
+def plainly(llm):
+    """Options of one pass (`dict`), by which an LLM's outputs come by name, without a cache and without what nobody
+    reads, whatever its own config says."""
+    options, configs = {"use_cache": False}, (llm.config, llm.config.get_text_config())
+    for name, plain in (("return_dict", True), ("output_hidden_states", False), ("output_attentions", False)):
+        if any(bool(getattr(config, name, plain)) != plain for config in configs):
+            options[name] = plain
+    return options
 
 
 def arranged(llm, inputs, positions):
@@ -98,6 +114,18 @@ def arranged(llm, inputs, positions):
     return moved, wanted, lambda outputs: outputs[rows.to(outputs.device), where.to(outputs.device)]
 
 
+def put_back(llm, mask, outputs, dims):
+    """What an LLM gave for whole sequences that ran `arranged`, in the order of their mask [batch, length] again along
+    the dimensions `dims`."""
+    if reading_of(llm).reads_mask or mask.ndim != 2 or mask.all():
+        return outputs
+    back, rows = texts_first(mask).argsort(dim=1).to(outputs.device), torch.arange(len(mask))[:, None]
+    for dim in dims:
+        if outputs.ndim > dim and outputs.shape[dim] == mask.shape[1]:
+            outputs = outputs.transpose(1, dim)[rows, back].transpose(1, dim)
+    return outputs
+
+
 def texts_first(mask):
     """The order [batch, length] that brings each row's texts, which `mask` marks, before its padding."""
     return (mask == 0).int().argsort(dim=1, stable=True)
@@ -108,7 +136,7 @@ class _Kind:
 
     def __init__(self, llm):
         self.model_class, self.config = type(llm), llm.config
-        implementation = str(getattr(llm.config.get_text_config(), "_attn_implementation", None))
+        implementation = _attention_of(llm.config)
         # others need a GPU, and are held to the same meaning by transformers
         self.implementation = implementation if implementation == "sdpa" else "eager"
         unimportant = r'"(_name_or_path|transformers_version|dtype|torch_dtype|architectures|quantization_config)"'
@@ -260,7 +288,7 @@ def _texts(llm):
 
 
 def _logits(llm, **inputs):
-    return llm(**inputs, use_cache=False).logits
+    return llm(**inputs, **plainly(llm)).logits
 
 
 def _equal(a, b):

@@ -28,6 +28,7 @@ from .adapted_language_model import (
     prepare_inputs,
     require_embeddings_are_enough,
     require_head_layers,
+    require_width,
     save_language_model,
     train_only_adapter,
 )
@@ -295,6 +296,10 @@ class MseForConditionalGeneration(PreTrainedModel):
     accepts_loss_kwargs = True
 
     def __init__(self, config, backbone=None):
+        # transformers would turn it on now, before there is an LLM
+        self._wants_checkpointing = bool(getattr(config, "gradient_checkpointing", False))
+        if self._wants_checkpointing:
+            del config.gradient_checkpointing
         super().__init__(config)
         if config.hidden_size is None:
             if backbone is None:
@@ -543,6 +548,8 @@ class MseForConditionalGeneration(PreTrainedModel):
         if getattr(backbone, "hf_device_map", None) is not None:
             # so that Trainer leaves the LLM where it is
             self.hf_device_map = {f"language_model.{name}": place for name, place in backbone.hf_device_map.items()}
+        if self._wants_checkpointing:
+            self.activation_checkpointing_enable()
         self.train(self.training)
 
     def llm_states(self, ends=None, **batch):
@@ -567,13 +574,19 @@ class MseForConditionalGeneration(PreTrainedModel):
         label_values=None,
         num_items_in_batch=None,
         num_samples_in_batch=None,
+        output_hidden_states=None,
+        output_attentions=None,
+        return_dict=None,
         **kwargs,
     ):
         """A batch as `MseProcessor` makes it, see `prepare_inputs` and `forward_with_adapter`; returns `MseOutput`."""
-        kwargs.pop("return_dict", None)
         return forward_with_adapter(
             self.adapter,
             self._llm(),
+            self.config,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=return_dict,
             input_ids=input_ids,
             attention_mask=attention_mask,
             pseudo_token_mask=pseudo_token_mask,
@@ -630,8 +643,21 @@ class MseForConditionalGeneration(PreTrainedModel):
     def get_input_embeddings(self):
         return self._llm().get_input_embeddings()
 
+    def set_input_embeddings(self, value):
+        """As the LLM does it; what is put in is frozen, too."""
+        require_width(value, self.config.hidden_size)
+        self._llm().set_input_embeddings(value.requires_grad_(False))
+
     def get_output_embeddings(self):
         return None
+
+    def set_attn_implementation(self, *args, **kwargs):
+        """As the LLM does it: it is the LLM that attends."""
+        self._llm().set_attn_implementation(*args, **kwargs)
+
+    def set_experts_implementation(self, *args, **kwargs):
+        """As the LLM does it."""
+        self._llm().set_experts_implementation(*args, **kwargs)
 
     def resize_token_embeddings(self, *args, **kwargs):
         """As the LLM does it; its new rows stay as frozen as the others."""
@@ -647,7 +673,8 @@ class MseForConditionalGeneration(PreTrainedModel):
 
 def _is_about_weights(error):
     """Whether a RuntimeError of loading tells of sizes or files, rather than of a device or of foreign code."""
-    return any(words in str(error) for words in ("mismatch", "Error(s) in loading", "safetensors"))
+    signs = ("size mismatch", "ignore_mismatched_sizes", "Error(s) in loading", "safetensors")
+    return any(sign in str(error) for sign in signs)
 
 
 def _tokenizers_of(folder, own_place, llm_folder):

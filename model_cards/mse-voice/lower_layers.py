@@ -12,7 +12,7 @@ from inspect import signature
 import torch
 from torch import nn
 
-from .backbone_trial import arranged, without_peft
+from .backbone_trial import arranged, plainly, without_peft
 
 # below so many constant positions a second pass of the layers costs more than it saves
 WORTH_A_PASS = 6
@@ -49,16 +49,16 @@ def states_after(llm, layers, inputs, constant_length=0, options=None):
         `list[torch.Tensor]`: by layer, the residual stream [batch, length, hidden_size], or of the positions behind
         the constant ones.
     """
-    embeds, options = inputs["inputs_embeds"], options or {}
+    embeds, options = inputs["inputs_embeds"], (options or {}) | plainly(llm)
     everywhere = torch.arange(embeds.shape[1])
     inputs, positions, as_given = arranged(llm, inputs, everywhere)
     if positions is not everywhere:
-        states = _run(llm, layers, inputs, options | {"use_cache": False})[0]
+        states = _run(llm, layers, inputs, options)[0]
         return [as_given(state[:, positions.to(state.device)]) for state in states]
     needs_gradients = torch.is_grad_enabled() and embeds.requires_grad
     splits = needs_gradients and constant_length >= WORTH_A_PASS and _continues_exactly(llm, layers)
     if not splits:
-        return _run(llm, layers, inputs, options | {"use_cache": False})[0]
+        return _run(llm, layers, inputs, options)[0]
     return _run_in_two(llm, layers, inputs, constant_length, options)
 
 
@@ -202,9 +202,9 @@ def _split_equals_whole(llm, layers):
         "attention_mask": mask,
         "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
     }
-    whole = _run(llm, layers, inputs, {"use_cache": False})[0][-1][:, 5:].float()
+    whole = _run(llm, layers, inputs, plainly(llm))[0][-1][:, 5:].float()
     try:
-        split = _run_in_two(llm, layers, inputs, 5, {})[-1].float()
+        split = _run_in_two(llm, layers, inputs, 5, plainly(llm))[-1].float()
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return False
     # by rounding alone the two differ in bfloat16 by some thousandths
