@@ -13,19 +13,27 @@ PICTURES = (".png", ".pdf", ".svg")
 
 
 def main(arguments=None):
-    """Runs the command; returns its exit code: 0; 2 with one line on stderr; 3 where nothing is found for a doubt."""
+    """Runs the command; returns its exit code: 0; 2 with one line on stderr, or where one of many recordings fails; 3
+    where, for a doubt, nothing is found in it or in one of many."""
     options = parser().parse_args(arguments)
     try:
-        result = classify(options)
+        answers = classify(options)
     except (ValueError, OSError, ImportError) as error:
-        message = re.sub(r"\b(sampling_rate|leads|units)=", lambda name: f"--{name[1].replace('_', '-')}", str(error))
+        message = re.sub(
+            r"\b(sampling_rate|leads|units|record)=", lambda name: f"--{name[1].replace('_', '-')}", str(error)
+        )
         print(f"hf_ecgmamba: {' '.join(message.split())}", file=sys.stderr)
         return 2
+    if not isinstance(answers, list):
+        print(in_json({"file": options.file, **answers}) if options.json else as_text(answers, options))
+        return 3 if answers["refused"] is not None and not answers["findings"] else 0
     if options.json:
-        print(json.dumps({"file": options.file, **result}, ensure_ascii=False, indent=2))
+        print(in_json({"file": options.file, "recordings": answers}))
     else:
-        print(as_text(result, options))
-    return 3 if result["refused"] is not None and not result["findings"] else 0
+        print(as_table(answers, options))
+    failed = [answer for answer in answers if "error" in answer]
+    without = [answer for answer in answers if "error" not in answer and not answer["findings"]]
+    return 2 if failed else 3 if without else 0
 
 
 def parser():
@@ -36,6 +44,9 @@ def parser():
     parser.add_argument("file", metavar="FILE", help="WFDB (.hea), .csv, .txt, .npy, .npz, .mat, .h5, .edf ...")
     parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="a folder, or a repository of the Hub")
     parser.add_argument("--revision", help="branch, tag or commit of that repository")
+    parser.add_argument(
+        "--record", help="which recording of a file that holds many, by exam_id or number (default: all)"
+    )
     parser.add_argument("--plot", metavar="PNG", help="draw the ECG with its findings (.png, .pdf or .svg)")
     parser.add_argument("--label", help="shade in the plot what the model looked at for this label")
     parser.add_argument("--json", action="store_true", help="print the result for a machine")
@@ -56,7 +67,13 @@ def parser():
 
 
 def classify(options):
-    """Reads, scores and, where asked, draws; progress of long work goes to stderr if that is a terminal."""
+    """
+    Reads, scores and, where asked, draws; progress of long work goes to stderr if that is a terminal.
+
+    Returns:
+        `dict`, a result of the pipeline; of a file of many recordings and no choice, a list of them, each with its
+        `record` and perhaps an `error` in place of all else.
+    """
     from transformers.utils import logging
 
     from .pipeline_ecg_classification import load_pipeline
@@ -67,10 +84,25 @@ def classify(options):
     logging.enable_progress_bar()
     arguments = {name: getattr(options, name) for name in ("top_k", "sampling_rate", "leads", "units", "on_doubt")}
     arguments |= {"progress": sys.stderr.isatty(), "measurements": options.measure}
+    given = {name: arguments[name] for name in ("sampling_rate", "leads", "units") if arguments[name] is not None}
+    if options.record is None and len(many := ecg.recordings(options.file, **given)) > 1:
+        if options.plot is not None:
+            raise ValueError(f"--plot draws one recording of the {len(many)} in {options.file}; expected --record too")
+        arguments["progress"] = False
+        return [answer_of(ecg, many, place, arguments) for place in range(len(many))]
+    arguments["record"] = options.record
     if options.plot is None:
         return ecg(options.file, **arguments)
     result, _ = ecg.plot(options.file, options.plot, options.label, **arguments)
     return result
+
+
+def answer_of(ecg, many, place, arguments):
+    """The result for one recording of many, which one that cannot be read does not stop."""
+    try:
+        return {"record": many.names[place], **ecg(many[place], **arguments)}
+    except (ValueError, OSError) as error:
+        return {"record": many.names[place], "error": " ".join(str(error).split())}
 
 
 def check_plot(options):
@@ -111,6 +143,28 @@ def as_text(result, options):
     lines += ["", *(f"  note: {note}" for note in notes)] if notes else []
     lines += ["", f"  picture: {options.plot}"] if options.plot else []
     return "\n".join(lines)
+
+
+def as_table(answers, options):
+    """A line for each recording of a file of many: what is found in it, or why nothing is."""
+    lines = [f"{Path(options.file).name}, {len(answers)} recordings", ""]
+    width = max(len(answer["record"]) for answer in answers)
+    for answer in answers:
+        if "error" in answer:
+            words = f"failed: {answer['error']}"
+        elif not answer["findings"]:
+            words = f"no findings: {answer['refused']}"
+        elif any(finding["present"] is None for finding in answer["findings"]):
+            words = ", ".join(f"{finding['label']} {finding['score']:.4g}" for finding in answer["findings"])
+        else:
+            found = [f"{one['label']} {one['score']:.1%}" for one in answer["findings"] if one["present"]]
+            words = ", ".join(found) or "nothing found"
+        lines.append(f"  {answer['record']:<{width}}  {words}")
+    return "\n".join([*lines, "", "  --record NAME shows one with its scores and notes, --json all of them"])
+
+
+def in_json(answer):
+    return json.dumps(answer, ensure_ascii=False, indent=2)
 
 
 def bar(score):

@@ -16,7 +16,7 @@ import numpy as np
 from transformers import BatchFeature
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 
-from .recording import open_recording
+from .recording import Recordings, open_recording, open_recordings
 from .recording_channels import (
     STANDARD_LEADS,
     RecordingFile,
@@ -232,6 +232,7 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
         units=None,
         on_gap="raise",
         on_doubt="refuse",
+        record=None,
         trusted=True,
     ) -> "Windows":
         """
@@ -242,7 +243,7 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
         second is lost; a recording shorter than a window makes one, padded at its end.
 
         Args:
-            recording, sampling_rate, leads, units, trusted: see [`open_recording`].
+            recording, sampling_rate, leads, units, record, trusted: see [`open_recording`].
             on_gap (`"raise"` or `"skip"`): what to do about a window with a gap longer than `max_gap_seconds`. An
                 optional lead without any sample in a window is masked there instead.
             on_doubt (`"refuse"` or `"note"`): what whoever reads the windows shall make of those with a `doubt`
@@ -254,7 +255,13 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
         if on_doubt not in ("refuse", "note"):
             raise ValueError(f"on_doubt is {on_doubt!r}; expected 'refuse' or 'note'")
         given = {"sampling_rate": sampling_rate, "leads": leads, "units": units, "unnamed_leads": self.leads}
-        return Windows(_Source(self, open_recording(recording, **given, trusted=trusted)), on_gap, on_doubt)
+        opened = open_recording(recording, **given, record=record, trusted=trusted)
+        return Windows(_Source(self, opened), on_gap, on_doubt)
+
+    def recordings(self, source, sampling_rate=None, leads=None, units=None, trusted=True) -> Recordings:
+        """All recordings of a source that may hold many, such as CODE-15's HDF5; see [`open_recordings`]."""
+        given = {"sampling_rate": sampling_rate, "leads": leads, "units": units, "unnamed_leads": self.leads}
+        return open_recordings(source, **given, trusted=trusted)
 
     def pad(
         self,

@@ -17,6 +17,7 @@ from .feature_extraction_ecgmamba import EcgMambaFeatureExtractor
 from .measurements import MOST_SECONDS, measure
 from .modeling_ecgmamba import EcgMambaForSequenceClassification
 from .plotting import PAGE_SECONDS, plot_recording
+from .recording import Recordings
 from .statements import in_words
 
 TASK = "ecg-classification"
@@ -32,7 +33,9 @@ class EcgClassificationPipeline(Pipeline):
     Classifies ECG recordings of any length, in memory that does not grow with it.
 
     A recording is a path (every format of `open_recording`), an array, a dict (array, sampling_rate, leads, units), a
-    `Recording`; a list, generator or dataset of them gives a list or an iterator of results:
+    `Recording`; a list, generator or dataset of them gives a list or an iterator of results. Of a file that holds many
+    recordings, `record` chooses one, and what [`~EcgClassificationPipeline.recordings`] returns is a list of all.
+    A result is
 
         {"findings": [{"label", "score", "present"}, ...],          highest score first
          "timeline": [{"start", "end", "label", "score"}, ...],     seconds; empty where one window holds it all
@@ -61,6 +64,7 @@ class EcgClassificationPipeline(Pipeline):
         top_k (`int`, *optional*): how many findings to return; all by default.
         window_pooling (`"max"` or `"mean"`, *optional*): in place of the default above.
         sampling_rate, leads, units: of recordings that do not state them, as `open_recording` takes them.
+        record (`str` or `int`, *optional*): which one, of a file that holds many.
         on_doubt (`"refuse"` or `"note"`, defaults to refuse): see above.
         trusted (`bool`, defaults to True): False for recordings that strangers send, as `open_recording` takes it.
         measurements (`bool`, defaults to False): whether to measure the recording's first minute (needs neurokit2).
@@ -96,7 +100,7 @@ class EcgClassificationPipeline(Pipeline):
         def taken(*names):
             return {name: parameters.pop(name) for name in names if parameters.get(name) is not None}
 
-        reading = taken("sampling_rate", "leads", "units", "on_doubt", "trusted", "measurements", "progress")
+        reading = taken("sampling_rate", "leads", "units", "record", "on_doubt", "trusted", "measurements", "progress")
         judging = taken("thresholds", "top_k", "window_pooling")
         parameters = {name: value for name, value in parameters.items() if value is not None}
         if parameters:
@@ -123,6 +127,11 @@ class EcgClassificationPipeline(Pipeline):
     def __call__(self, inputs, **kwargs):
         if isinstance(inputs, (GeneratorType, torch.utils.data.Dataset)):
             return super().__call__(inputs, **kwargs)
+        if getattr(inputs, "ndim", None) == 3 and kwargs.get("record") is None:
+            given = {name: kwargs[name] for name in ("sampling_rate", "leads", "units", "trusted") if name in kwargs}
+            inputs = self.recordings(inputs, **given)
+        if isinstance(inputs, Recordings):
+            return list(super().__call__((recording for recording in inputs), **kwargs))
         if isinstance(inputs, (list, tuple)):
             return super().__call__(list(inputs), **kwargs) if inputs else []
         (result,) = super().__call__([inputs], **kwargs)
@@ -172,6 +181,13 @@ class EcgClassificationPipeline(Pipeline):
         scores = self.forward(collate([window for _, window in batch]), **forward_params)["scores"].numpy()
         for (recording, window), of_window in zip(batch, scores, strict=True):
             recording.add(window, of_window)
+
+    def recordings(self, source, **reading):
+        """All recordings of a source that holds many, such as CODE-15's HDF5: a list of `RecordingFile` with `names`,
+        which a call takes and `open_recordings` describes; `reading` is its sampling_rate, leads, units, trusted."""
+        names = ("sampling_rate", "leads", "units", "trusted")
+        known = {name: value for name, value in self._preprocess_params.items() if name in names}
+        return self.feature_extractor.recordings(source, **{**known, **reading})
 
     def preprocess(self, recording, progress=False, **reading):
         """Opens a recording: its windows, not yet read, and whether a bar shall follow them."""

@@ -8,9 +8,12 @@ ending second, and leave the parsing to that family's file: `recording_wfdb.py`,
 """
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from .recording_arrays import arrays_of_batch, open_array, open_hdf5, open_matlab, open_numpy
+from .recording_arrays import ManyRecordings, open_array, open_hdf5, open_matlab, open_numpy
 from .recording_channels import (
     STANDARD_LEADS,
     Recording,
@@ -44,20 +47,16 @@ def read_recording(source, **kwargs) -> Recording:
     return source if isinstance(source, Recording) and not kwargs else open_recording(source, **kwargs).read()
 
 
-def open_recordings(path, **kwargs):
-    """The recordings of one file, one after the other, as [`open_recording`] opens them with the same arguments: those
-    of an array `[recordings, leads, time]` or `[recordings, time, leads]` (CODE-15's HDF5, `.npy`) each by itself,
-    called by its exam_id or number and without the zeros that fill it up; the one of any other file."""
-    path = Path(path)
-    batch = arrays_of_batch(path, checked_leads(kwargs.get("leads"))) if path.is_file() else None
-    if batch is None:
-        yield open_recording(path, **kwargs)
-        return
-    for name, array in batch:
-        yield open_recording({"array": array, "name": name}, **kwargs)
-
-
-def open_recording(source, *, sampling_rate=None, leads=None, units=None, unnamed_leads=STANDARD_LEADS, trusted=True):
+def open_recording(
+    source,
+    *,
+    sampling_rate=None,
+    leads=None,
+    units=None,
+    record=None,
+    unnamed_leads=STANDARD_LEADS,
+    trusted=True,
+):
     """Look at an ECG without loading it.
 
     Args:
@@ -78,6 +77,9 @@ def open_recording(source, *, sampling_rate=None, leads=None, units=None, unname
         units (`str`, `float` or a list, *optional*): "mV", "uV", "V" or "nV", or the millivolts that one unit is, for
             a source that does not state its own; or one for each channel. Unstated and not given means mV, if the
             values can be that; whole numbers are counts, which cannot.
+        record (`str` or `int`, *optional*): which recording, of a source that holds many in an array
+            `[recordings, leads, time]` or `[recordings, time, leads]` (CODE-15's HDF5): its exam_id or, where none is
+            there, its number from 0 on. [`open_recordings`] gives all.
         unnamed_leads (`tuple[str]`): what the channels of a source without names are, if they are as many; twelve are
             else taken in the usual order.
         trusted (`bool`): False for what strangers send: a file may then lead to no other but the signal files beside
@@ -88,12 +90,91 @@ def open_recording(source, *, sampling_rate=None, leads=None, units=None, unname
 
     Raises:
         ValueError: in one line, for what cannot be read as ECG: no lead among the channels (with their names), unknown
-            names, no sampling rate, no unit, a broken file, arguments that contradict the source.
+            names, no sampling rate, no unit, a broken file, arguments that contradict the source, many
+            recordings and no `record`.
         OSError: for a file that is missing, or a file that a header names and that is missing.
     """
     given = {"sampling_rate": sampling_rate, "leads": checked_leads(leads), "units": units}
     if isinstance(source, (RecordingFile, Recording)):
+        if record is not None:
+            raise ValueError(f"{source.name} is one recording; record is {record!r}, expected none")
         return _open_opened(source, given)
+    held = _look_into(source, given, unnamed_leads, trusted)
+    if isinstance(held.content, ManyRecordings):
+        return held.settled(held.content.channels(held.content.place_of(record)))
+    if record is not None:
+        raise ValueError(f"{held.content.name} holds one recording; record is {record!r}, expected none")
+    return held.settled(held.content)
+
+
+def open_recordings(
+    source, *, sampling_rate=None, leads=None, units=None, unnamed_leads=STANDARD_LEADS, trusted=True
+) -> "Recordings":
+    """All recordings of a source that may hold many, with the arguments of [`open_recording`]: those of an array
+    `[recordings, leads, time]` or `[recordings, time, leads]` (CODE-15's HDF5, `.npy`, `.npz`, `.mat`), called by
+    their exam_id or number and without the zeros that fill them up; else the one."""
+    given = {"sampling_rate": sampling_rate, "leads": checked_leads(leads), "units": units}
+    if isinstance(source, (RecordingFile, Recording)):
+        return Recordings(_open_opened(source, given))
+    held = _look_into(source, given, unnamed_leads, trusted)
+    return Recordings(held if isinstance(held.content, ManyRecordings) else held.settled(held.content))
+
+
+class Recordings(Sequence):
+    """The recordings of one source, each a `RecordingFile`, opened when it is asked for by its place. Made by
+    [`open_recordings`].
+
+    Attributes:
+        names (`tuple[str]`): what the source calls them: exam_ids, numbers, or the name of the only one.
+    """
+
+    def __init__(self, held):
+        self._held = held
+        self.names = held.content.names if isinstance(held, _Held) else (held.name,)
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, place):
+        """
+        Raises:
+            IndexError: for a place beyond the last.
+            ValueError: for a recording that cannot be read as ECG; see [`open_recording`].
+        """
+        if isinstance(place, slice):
+            return [self[k] for k in range(len(self))[place]]
+        place = range(len(self))[place]
+        return self._held.settled(self._held.content.channels(place)) if isinstance(self._held, _Held) else self._held
+
+
+@dataclass
+class _Held:
+    """What a source holds, `Channels` or `ManyRecordings`, and what was given beside it."""
+
+    content: Any
+    given: dict
+    unnamed_leads: tuple
+    trusted: bool
+    is_file: bool
+    folder: Any = None  # of what came as bytes: it goes with the object
+
+    def settled(self, channels) -> RecordingFile:
+        """Channels whose open questions what was given answers."""
+        given = self.given
+        settle_rate(channels, given["sampling_rate"])
+        if not self.trusted:
+            require_limits(channels)
+        names, naming_notes, are_stated = settle_names(channels, given["leads"], self.unnamed_leads)
+        settle_units(channels, given["units"])
+        chosen, kept, factors, notes = choose_leads(channels, names, given=given["leads"] is not None)
+        if not self.is_file and not are_stated:  # who gives an array of twelve knows their order
+            naming_notes = []
+        opened = RecordingFile(channels, chosen, kept, factors, [*channels.notes, *naming_notes, *notes], are_stated)
+        opened.folder, opened.given = self.folder, given
+        return opened
+
+
+def _look_into(source, given, unnamed_leads, trusted):
     if isinstance(source, os.PathLike):
         source = Path(source)
     folder = None
@@ -104,27 +185,19 @@ def open_recording(source, *, sampling_rate=None, leads=None, units=None, unname
         with one_line_errors(Path(source).name):
             if not trusted:
                 require_harmless_file(Path(source))
-            channels = _open_path(Path(source), in_order(given["leads"]))
+            content = _open_path(Path(source), in_order(given["leads"]))
     elif isinstance(source, dict):
-        channels = _open_dict(source, given, unnamed_leads)
+        content = _open_dict(source, given, unnamed_leads)
     else:
-        channels = open_array(source, "array", in_order(given["leads"]), unnamed_leads)
-
-    settle_rate(channels, given["sampling_rate"])
-    if not trusted:
-        require_limits(channels)
-    names, naming_notes, are_stated = settle_names(channels, given["leads"], unnamed_leads)
-    settle_units(channels, given["units"])
-    chosen, kept, factors, notes = choose_leads(channels, names, given=given["leads"] is not None)
-    if not is_file and not are_stated:  # who gives an array of twelve knows their order
-        naming_notes = []
-    opened = RecordingFile(channels, chosen, kept, factors, [*channels.notes, *naming_notes, *notes], are_stated)
-    opened.folder = folder  # of what came as bytes: it goes with the object
-    return opened
+        content = open_array(source, "array", in_order(given["leads"]), unnamed_leads)
+    return _Held(content, given, unnamed_leads, trusted, is_file, folder)
 
 
 def _open_opened(source, given):
-    """A `RecordingFile` as it is, one of a `Recording`; what is given beside them may not contradict them."""
+    """A `RecordingFile` as it is, one of a `Recording`; what is given beside them may not contradict them, unless it
+    is what they were opened with."""
+    before = getattr(source, "given", {})
+    given = {key: None if key in before and before[key] == value else value for key, value in given.items()}
     agree(source.name, {"sampling_rate": source.sampling_rate, "leads": list(source.leads), "units": "mV"}, given)
     if isinstance(source, RecordingFile):
         return source

@@ -1,5 +1,8 @@
 """Arrays and tables, in memory and in files that hold them by name: numpy, MATLAB, HDF5, data frames."""
 
+import zipfile
+from collections import Counter
+
 import numpy as np
 
 from .recording_channels import (
@@ -28,12 +31,19 @@ _LEAD_KEYS = ("leads", "lead_names", "sig_name", "channel_names", "channels")
 _UNIT_KEYS = ("units", "unit")
 _GAIN_KEYS = ("gain", "adc_gain")  # counts in one unit, as WFDB has it
 _BASELINE_KEYS = ("baseline", "adc_zero")
+# of many recordings in one array
+_ID_KEYS = ("exam_id", "exam_ids", "ecg_id", "record", "records", "record_names", "name", "names", "id", "ids")
 
 
 def open_array(array, name, leads=None, unnamed_leads=STANDARD_LEADS):
+    """The channels of an array `[time]`, `[leads, time]` or `[time, leads]`, or of a table; of one with three axes,
+    [`ManyRecordings`]."""
     if _is_table(array):
         return _open_table(array, name)
-    array = as_array(array, name)
+    if getattr(array, "ndim", None) != 3:  # many recordings are looked at one by one
+        array = as_array(array, name)
+    if array.ndim == 3:
+        return ManyRecordings(name, array, leads, unnamed_leads).or_its_only_one()
     if array.dtype.names:  # numpy's structured arrays
         return from_columns(name, array.dtype.names, np.stack([array[title].ravel() for title in array.dtype.names]))
     known = leads if leads is not None else unnamed_leads
@@ -126,10 +136,21 @@ def _open_named(path, arrays, leads, key=None):
     """The signal among arrays that a file holds by name (`key`, where known), and what the others say of it."""
     key = key or _signal_key(path, {name: array.shape for name, array in arrays.items()})
     stated = _Stated(path.name, {name: array for name, array in arrays.items() if name != key})
+    if arrays[key].ndim == 3:
+        many = ManyRecordings(path.stem, arrays[key], leads or stated.leads, stated=stated)
+        many.call(first_of(arrays, _ID_KEYS))
+        return many.or_its_only_one()
     channels = open_array(arrays[key], path.stem, leads or stated.leads)
     if stated.leads is not None and channels.names == [None] * len(channels.units):
         channels.names = stated.leads
     return stated.into(channels)
+
+
+def first_of(entries, keys):
+    """The value of the first of the names `keys` that is among the `entries`, in any case, whatever group it lies in;
+    else None."""
+    entries = {key.rsplit("/")[-1].rsplit(".")[-1].lower(): value for key, value in entries.items()}
+    return next((entries[key] for key in keys if key in entries), None)
 
 
 class _Stated:
@@ -140,11 +161,10 @@ class _Stated:
 
     def __init__(self, source, entries):
         self.source = source
-        entries = {key.rsplit("/")[-1].rsplit(".")[-1].lower(): value for key, value in entries.items()}
 
         def first(keys):
-            key = next((key for key in keys if key in entries), None)
-            value = None if key is None else _unwrapped(entries[key])
+            value = first_of(entries, keys)
+            value = None if value is None else _unwrapped(value)
             return None if value is None or value.size == 0 else value
 
         rate = first(_RATE_KEYS)
@@ -268,7 +288,10 @@ def _open_variables(path, variables, leads):
     signals = {
         key: array
         for key, array in arrays.items()
-        if array.dtype.kind in "fiu" and array.ndim == 2 and max(array.shape) >= 100
+        if array.dtype.kind in "fiu"
+        and array.ndim in (2, 3)
+        and max(array.shape) >= 100
+        and key.rsplit("/")[-1].lower() not in _ID_KEYS
     }
     if not signals:
         held = ", ".join(f"{key} {list(array.shape)}" for key, array in arrays.items()) or "none"
@@ -304,6 +327,13 @@ def open_hdf5(path, leads):
         )
         shape, dtype = item.shape, item.dtype
         looks_like_sph = key == "ecg" and dtype == np.float16 and stated.rate is None and min(shape) == 12
+        ids = first_of({name: other for name, other in found.items() if name != key}, _ID_KEYS)
+        ids = None if ids is None else ids[()]
+    if len(shape) == 3:
+        many = ManyRecordings(path.stem, _LazyArray(path, key, shape, dtype), leads or stated.leads, stated=stated)
+        many.call(ids)
+        many.is_code15 = key == "tracings" and shape[1:] == _CODE15_SHAPE and stated.rate is None
+        return many.or_its_only_one()
     transposed, count, length = orientation(path.stem, shape, dtype, leads or stated.leads)
 
     def read(indices, start, stop):
@@ -336,9 +366,10 @@ def _groups_of(key):
 def _signal_key(path, shapes):
     """Which of a file's arrays is the signal: by name, or, of one size, the only one that is no single number."""
     by_name = [key for key in shapes if key.rsplit("/")[-1].lower() in _SIGNAL_KEYS]
-    stating = (*_RATE_KEYS, *_LEAD_KEYS, *_UNIT_KEYS, *_GAIN_KEYS, *_BASELINE_KEYS)
+    stating = (*_RATE_KEYS, *_LEAD_KEYS, *_UNIT_KEYS, *_GAIN_KEYS, *_BASELINE_KEYS, *_ID_KEYS)
     others = [key for key in shapes if key.rsplit("/")[-1].lower() not in stating]
-    candidates = by_name or (others if len(others) == 1 else list(shapes))
+    many = [key for key in others if len(shapes[key]) == 3]  # beside tables of labels
+    candidates = by_name or (many if len(many) == 1 else others if len(others) == 1 else list(shapes))
     if len(candidates) != 1:
         raise ValueError(
             f"{path.name} holds the arrays {', '.join(shapes) or 'none'}; expected one, or one named "
@@ -361,34 +392,121 @@ def _text(value):
         return value.decode("latin-1")
 
 
-def arrays_of_batch(path, leads=None):
+# -- many recordings in one array -------------------------------------------------------------------------------------
+
+_CODE15_SHAPE, _CODE15_RATE = (4096, 12), 400.0  # Ribeiro et al. 2021
+
+
+class ManyRecordings:
     """
-    The recordings of a file that holds many in one array `[recordings, leads, time]` or `[recordings, time, leads]`,
-    one after the other: CODE-15's HDF5 (`tracings`, `exam_id`), `.npy`.
+    An array `[recordings, leads, time]` or `[recordings, time, leads]`, each recording to be opened by its name.
 
-    Returns:
-        an iterator over (name, array `[leads, time]`): the name is the recording's exam_id or number, and the zeros
-        on either side, with which short ones are filled up, are cut off. None for a file of one recording.
+    Args:
+        name (`str`): of the source.
+        array: of three axes, which gives a recording by its place: numpy's, torch's, [`_LazyArray`].
+        leads (`list`, *optional*): the lead of each channel, where known; else `unnamed_leads`, if they are as many.
+        stated (`_Stated`, *optional*): what stands beside the array.
+
+    Attributes:
+        names (`tuple[str]`): of the recordings, each once: what [`~ManyRecordings.call`] has named them, or their
+            numbers from 0 on.
     """
-    if path.suffix.lower() == ".npy":
-        array, names = np.load(path, allow_pickle=False, mmap_mode="r"), None
-        return _of_batch(path, array, names, leads) if array.ndim == 3 else None
-    if path.suffix.lower() not in (".h5", ".hdf5"):
-        return None
-    file = library("h5py").File(path, "r")
-    found = {key: item for key, item in file.items() if getattr(item, "ndim", 0) == 3}
-    if len(found) != 1:
-        file.close()
-        return None
-    array = next(iter(found.values()))
-    names = file["exam_id"][()] if "exam_id" in file and file["exam_id"].shape == array.shape[:1] else None
-    return _of_batch(path, array, names, leads)
+
+    def __init__(self, name, array, leads=None, unnamed_leads=STANDARD_LEADS, stated=None):
+        self.name, self._array, self._leads = name, array, leads
+        self._known, self._stated, self.is_code15 = leads if leads is not None else unnamed_leads, stated, False
+        if 0 in array.shape:
+            raise ValueError(f"{name} has shape {list(array.shape)}; expected [recordings, leads, time]")
+        self.names = tuple(map(str, range(array.shape[0])))
+
+    def __len__(self):
+        return len(self.names)
+
+    def call(self, ids):
+        """Names the recordings by `ids`, if there is one for each; those that occur twice with their number, too."""
+        ids = None if ids is None else np.ravel(np.asarray(ids))
+        if ids is None or len(ids) != len(self.names):
+            return
+        words = [_text(number) for number in ids.tolist()]
+        counted = Counter(words)
+        self.names = tuple(
+            word if counted[word] == 1 else f"{word} (number {place})" for place, word in enumerate(words)
+        )
+
+    def or_its_only_one(self):
+        return self.channels(0) if len(self) == 1 else self
+
+    def place_of(self, record):
+        """
+        Raises:
+            ValueError: for no name of a recording; the message says how they are called.
+        """
+        names = f"{', '.join(self.names[:5])}{', ...' * (len(self) > 5)}"
+        if record is None:
+            raise ValueError(
+                f"{self.name} holds {len(self)} recordings ({names}); give record=, one of them, or read them all "
+                "with open_recordings"
+            )
+        if str(record) not in self.names:
+            raise ValueError(f"{self.name}: record is {record!r}; expected one of its {len(self)}: {names}")
+        return self.names.index(str(record))
+
+    def channels(self, place):
+        """The channels of one recording, without the zeros and missing samples that fill it up on either side."""
+        name = self.name if len(self) == 1 else f"{self.name} {self.names[place]}"
+        array = as_array(self._array[place], name)
+        transposed, count, length = orientation(name, array.shape, array.dtype, self._known)
+        matrix = array.T if transposed else array
+        some = np.flatnonzero(((matrix != 0) & ~np.isnan(matrix)).any(axis=0))
+        matrix = matrix[:, some[0] : some[-1] + 1] if len(some) else matrix
+        channels = from_matrix(name, matrix, list(self._leads or [None] * count), [None] * count, None)
+        if matrix.shape[1] < length:
+            channels.notes.append(f"{length - matrix.shape[1]} samples cut off that fill it up")
+        if self.is_code15 and count == len(STANDARD_LEADS):
+            channels.rates, channels.rate_is_stated = [_CODE15_RATE] * count, False
+            channels.notes.append(f"{_CODE15_RATE:g} Hz, and the order of leads, as CODE-15 describes its files")
+            channels.names = list(self._leads or STANDARD_LEADS)
+        return channels if self._stated is None else self._stated.into(channels)
 
 
-def _of_batch(path, array, names, leads):
-    transposed, _, _ = orientation(path.stem, array.shape[1:], array.dtype, leads or STANDARD_LEADS)
-    for k in range(array.shape[0]):
-        signal = array[k].T if transposed else np.asarray(array[k])
-        some = np.flatnonzero((signal != 0).any(axis=0))
-        signal = signal[:, some[0] : some[-1] + 1] if len(some) else signal
-        yield f"{path.stem} {k if names is None else names[k]}", signal
+class _LazyArray:
+    """A data set of an HDF5 file, from which only what is asked for is read."""
+
+    def __init__(self, path, key, shape, dtype):
+        self._path, self._key = path, key
+        self.shape, self.dtype, self.ndim = shape, dtype, len(shape)
+
+    def __getitem__(self, place):
+        with library("h5py").File(self._path, "r") as file:
+            return file[self._key][place]
+
+
+def may_hold_many(path):
+    """Whether a file of arrays has one with three axes, by its headers alone; False where they cannot be read."""
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".npy":
+            return np.load(path, allow_pickle=False, mmap_mode="r").ndim == 3
+        if suffix == ".npz":
+            return any(len(shape) == 3 for shape in _shapes_in_archive(path))
+        if suffix == ".mat" and not library("h5py").is_hdf5(path):
+            return any(len(shape) == 3 for _, shape, _ in library("scipy.io").whosmat(path))
+        if suffix in (".mat", ".h5", ".hdf5"):
+            shapes = []
+            with library("h5py").File(path, "r") as file:
+                file.visititems(lambda _, item: shapes.append(getattr(item, "shape", None) or ()))
+            return any(len(shape) == 3 for shape in shapes)
+    except Exception:  # whatever a damaged file makes a library raise: reading will say it
+        pass
+    return False
+
+
+def _shapes_in_archive(path):
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            with archive.open(name) as member:
+                version = np.lib.format.read_magic(member)
+                read = (
+                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                )
+                yield read(member)[0]

@@ -107,6 +107,7 @@ class RecordingFile:
         self.notes = tuple(notes)
         self.names_are_stated = names_are_stated
         self.doubt = channels.doubt
+        self.given = {}  # sampling_rate, leads, units that it was opened with
         self._channels = channels
         self._factors = np.array(factors)[:, None]
         # A channel may be sampled at a multiple of the others' rate (several samples in a WFDB frame).

@@ -109,6 +109,13 @@ def _causes(values, names):
             changed = values.copy()
             changed[row] *= factor
             yield _worst(changed, names)[0], f"{name} is in another unit (a factor of {1 / factor:g})"
+    if {"aVR", "aVL", "aVF"} <= set(names):
+        places = [names.index(lead) for lead in ("aVR", "aVL", "aVF")]
+        for order in ((1, 2, 0), (2, 0, 1)):
+            changed = values.copy()
+            changed[[places[place] for place in order]] = values[places]
+            held = ", ".join(("aVR", "aVL", "aVF")[place] for place in order)
+            yield _worst(changed, names)[0], f"the leads called aVR, aVL, aVF are {held}"
     if len(names) == len(_SHARES):
         changed = np.empty_like(values)
         for row, name in enumerate(names):

@@ -2,7 +2,8 @@
 
     accelerate launch training/predict.py --model DIR_OR_ID --input FOLDER_OR_DATASET --output DIR
 
-writes DIR/scores-*.parquet: one row a recording with `record` (its path in the folder), `seconds` (its length),
+writes DIR/scores-*.parquet: one row a recording with `record` (its path in the folder; of a file that holds many, such
+as CODE-15's HDF5, PATH#EXAM_ID or PATH#NUMBER), `seconds` (its length),
 `score_LABEL` for each label, `findings` (labels whose score reaches the threshold), `timeline` and `notes` as the
 pipeline gives them; and DIR/failed.csv: record and reason of those that could not be read, or in which nothing is
 found as they are probably not what they are said to be (`--on_doubt note` insists). Started again, it goes on
@@ -20,7 +21,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import chain, islice
@@ -44,8 +45,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hf_ecgmamba import EcgMambaConfig
+from hf_ecgmamba import EcgMambaConfig, open_recordings
 from hf_ecgmamba.pipeline_ecg_classification import ScoredRecording, collate, load_pipeline
+from hf_ecgmamba.recording_arrays import may_hold_many
 from training.launch import end_with_parent, run, runs_on_cpu
 from training.recipe import parse_recipe
 from training.reports import atomic_path
@@ -102,7 +104,8 @@ def main(arguments=None):
 
     sources = find_sources(options)
     # one process lists for all: files that come or go meanwhile must not shift anybody's share
-    sources.names, sources.identity = broadcast_object_list([sources.names, sources.identity])
+    listed = broadcast_object_list([sources.names, sources.identity, sources.of_many])
+    sources.names, sources.identity, sources.of_many = listed
     labels = list(pipeline.model.config.id2label.values())
     made_with = {
         "model": fingerprint(pipeline, options.on_doubt),
@@ -190,18 +193,27 @@ class Sources:
     place: Any
     identity: str  # tells one folder or dataset from another
     passed_over: str = ""  # how many other files of the folder there are, by ending
+    of_many: dict[str, tuple[str, int]] = field(default_factory=dict)  # name -> file of many recordings, place in it
 
     def __len__(self):
         return len(self.names)
 
     def __getitem__(self, index):
-        """A recording, and what is stated of it beside the recording itself: sampling_rate, leads, units."""
-        return (str(self.place / self.names[index]), {}) if isinstance(self.place, Path) else self.place[index]
+        """A recording, or (path, place) of one in a file of many; and what is stated of it beside the recording
+        itself: sampling_rate, leads, units."""
+        if not isinstance(self.place, Path):
+            return self.place[index]
+        name = self.names[index]
+        if name in self.of_many:
+            file, place = self.of_many[name]
+            return (str(self.place / file), place), {}
+        return str(self.place / name), {}
 
     def state(self, index):
         """Tells a recording from the one that its files held earlier; the same for all rows that are arrays."""
         if isinstance(self.place, Path):
-            return state_of_files(self.place / self.names[index])
+            name = self.names[index]
+            return state_of_files(self.place / self.of_many.get(name, (name,))[0])
         return state_of_files(self.place.path(index)) if self.place.source == "path" else ""
 
     def state_by_name(self, names):
@@ -250,7 +262,8 @@ def find_sources(options):
                 f"{', '.join(SUFFIXES)}"
             )
         others = count_others(folder, names, options.pattern, leave_out=output if is_inside else None)
-        return Sources(names, folder, str(folder.resolve()), others)
+        names, of_many = each_of_many(folder, names)
+        return Sources(names, folder, str(folder.resolve()), others, of_many)
     dataset = datasets.load_from_disk(folder) if saved else datasets.load_dataset(options.input, split=options.split)
     if isinstance(dataset, datasets.DatasetDict):
         dataset = dataset[options.split]
@@ -303,6 +316,21 @@ def list_recordings(folder, pattern="**/*", leave_out=None):
         for path in files
         if path not in segments and (path.suffix.lower() == ".hea" or not path.with_suffix(".hea").is_file())
     ]
+
+
+def each_of_many(folder, names):
+    """The names, those of files that hold many recordings replaced by one for each, FILE#RECORD; and where those are:
+    {name: (file, place)}. A file that cannot be opened keeps its name, under which it will fail."""
+    all_names, of_many = [], {}
+    for name in names:
+        each = ()
+        if may_hold_many(folder / name):
+            with suppress(ValueError, OSError, ImportError):
+                each = open_recordings(folder / name).names
+        if len(each) > 1:
+            of_many.update({f"{name}#{record}": (name, place) for place, record in enumerate(each)})
+        all_names += [f"{name}#{record}" for record in each] if len(each) > 1 else [name]
+    return all_names, of_many
 
 
 def count_others(folder, names, pattern="**/*", leave_out=None):
@@ -387,11 +415,17 @@ class Reading(torch.utils.data.IterableDataset):
 
     def _pieces(self):
         worker = torch.utils.data.get_worker_info()
+        opened = {}  # the file of many recordings that was read last
         for index in self.indices if worker is None else self.indices[worker.id :: worker.num_workers]:
             try:
                 state = self.sources.state(index)
                 source, stated = self.sources[index]
                 given = {name: stated.get(name, getattr(self.options, name)) for name in STATED}
+                if isinstance(source, tuple):
+                    path, place = source
+                    if path not in opened:
+                        opened = {path: self.pipeline.recordings(path, **given)}
+                    source = opened[path][place]
                 windows, _ = self.pipeline.preprocess(source, on_doubt=self.options.on_doubt, **given)
                 yield Piece(index, scored=ScoredRecording(windows))
                 for some in in_batches(windows, self.options.batch_size):

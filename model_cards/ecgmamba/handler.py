@@ -5,7 +5,7 @@
 - a file: its bytes (a binary body), or their base64 as a string or as {"file": base64, "name": "ecg.edf"}. WFDB comes
   as a zip archive of its header and signal files; EDF, CSV, NumPy, MATLAB, HDF5 as they are.
 
-`parameters` are those of the pipeline: top_k, thresholds, window_pooling, sampling_rate, leads, units,
+`parameters` are those of the pipeline: top_k, thresholds, window_pooling, sampling_rate, leads, units, record,
 on_doubt. What cannot be answered raises a ValueError of one line, which an endpoint sends with a status of 400.
 """
 
@@ -16,7 +16,7 @@ import re
 from transformers import pipeline
 
 MOST_RECORDINGS = 64
-PARAMETERS = ("top_k", "thresholds", "window_pooling", "sampling_rate", "leads", "units", "on_doubt")
+PARAMETERS = ("top_k", "thresholds", "window_pooling", "sampling_rate", "leads", "units", "record", "on_doubt")
 EXPECTED = "expected a recording: a dict with array, a nested list [leads][time], or a file's bytes in base64"
 
 

@@ -100,6 +100,36 @@ def test_one_line_and_exit_code_two(model_folder, file, tmp_path, capsys):
     assert not (tmp_path / "ecg.png").exists()
 
 
+def test_a_file_of_many_recordings(model_folder, tmp_path, capsys):
+    path, model = tmp_path / "exams.npz", ["--model", str(model_folder)]
+    signal = np.random.default_rng(0).normal(size=(4, 2, 400)).astype(np.float32)
+    signal[2] = 0
+    signal[3] = np.inf
+    np.savez(path, x=signal, exam_id=[11, 12, 13, 14], fs=100, leads=["I", "II"])
+    assert main([str(path), *model]) == 2  # one fails
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "exams.npz, 4 recordings"
+    assert lines[2].startswith("  11  ") and "%" in lines[2]
+    assert lines[4] == "  13  no findings: every lead is flat: there is no ECG in it"
+    assert lines[5].startswith("  14  failed: ") and "infinite" in lines[5]
+    assert main([str(path), *model, "--json"]) == 2
+    answers = json.loads(capsys.readouterr().out)["recordings"]
+    assert [answer["record"] for answer in answers] == ["11", "12", "13", "14"]
+    assert "error" in answers[3]
+    assert main([str(path), *model, "--record", "12", "--json"]) == 0
+    chosen = json.loads(capsys.readouterr().out)
+    assert chosen["findings"] == answers[1]["findings"]
+    assert main([str(path), *model, "--record", "13"]) == 3
+    assert main([str(path), *model, "--record", "15"]) == 2
+    assert "record is '15'; expected one of its 4: 11, 12, 13, 14" in capsys.readouterr().err
+    assert main([str(path), *model, "--plot", str(tmp_path / "ecg.png")]) == 2
+    assert "--plot draws one recording of the 4" in capsys.readouterr().err
+    assert main([str(path), *model, "--record", "11", "--plot", str(tmp_path / "ecg.png")]) == 0
+    assert (tmp_path / "ecg.png").exists()
+    np.savez(path, x=signal[:3], exam_id=[11, 12, 13], fs=100, leads=["I", "II"])
+    assert main([str(path), *model]) == 3  # in one, nothing is found for a doubt
+
+
 def test_as_a_process(model_folder, file):
     command = [sys.executable, "-m", "hf_ecgmamba", str(file), "--model", str(model_folder), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

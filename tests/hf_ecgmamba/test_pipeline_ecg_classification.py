@@ -47,6 +47,25 @@ def recording(seconds=4.0, seed=0):
     return Recording(signal(seconds, seed), ("I", "II"), float(RATE), f"recording {seed}")
 
 
+def test_many_recordings_of_one_source(ecg, tmp_path):
+    many = np.stack([signal(seed=seed) for seed in range(3)])
+    expected = ecg([recording(seed=seed) for seed in range(3)])
+    np.save(tmp_path / "many.npy", many)
+    given = {"sampling_rate": RATE, "units": "mV"}
+    results = [ecg(many, **given), ecg(ecg.recordings(tmp_path / "many.npy", **given))]
+    results.append(ecg(ecg.recordings(tmp_path / "many.npy", **given), **given))  # the same again is no contradiction
+    results.append([ecg(str(tmp_path / "many.npy"), record=k, **given) for k in range(3)])
+    for result in results:
+        for one, other in zip(result, expected, strict=True):
+            assert {found["label"]: found["score"] for found in one["findings"]} == pytest.approx(
+                {found["label"]: found["score"] for found in other["findings"]}, abs=1e-6
+            )
+    with pytest.raises(ValueError, match="holds 3 recordings"):
+        ecg(str(tmp_path / "many.npy"), **given)
+    with pytest.raises(ValueError, match="sampling_rate is 500"):
+        ecg(ecg.recordings(tmp_path / "many.npy", **given), sampling_rate=500)
+
+
 def by_hand(ecg, recording):
     """Scores of each window, one at a time, straight through extractor and model."""
     scores = []

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from hf_ecgmamba.recording import open_recording, read_recording
+from hf_ecgmamba.recording import open_recording, open_recordings, read_recording
 from hf_ecgmamba.recording_channels import STANDARD_LEADS, Recording
+from hf_ecgmamba.recording_limb_leads import limb_lead_doubt
 from tests.hf_ecgmamba.signals import heart, waves
 
 
@@ -93,7 +94,8 @@ def test_arrays_in_both_orientations():
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (np.zeros((2, 12, 300)), r"array has shape \[2, 12, 300\]; expected \[time\], \[leads, time\]"),
+        (np.zeros((2, 12, 300, 1)), r"array has shape \[2, 12, 300, 1\]; expected \[time\], \[leads, time\]"),
+        (np.zeros((2, 12, 300)), r"array holds 2 recordings \(0, 1\); give record=, one of them"),
         (np.zeros((0,)), "array has shape"),
         (np.array(["a", "b"]), "holds values of type"),
         (np.zeros((12, 300), dtype=complex), "holds values of type complex128; expected real numbers"),
@@ -181,23 +183,104 @@ def test_any_matlab_file_with_one_signal(tmp_path, name, nested):
         read_recording(tmp_path / "d.mat")
 
 
-def test_many_recordings_in_one_file(tmp_path):
+def write_code15(path, lengths=(4000, 2800, 4096), exam_ids=(1169160, 2873686, 168405), rows=None):
+    """A file as CODE-15's description says: zeros on both sides of what is shorter than 4096 samples. Returns what
+    each recording holds."""
     import h5py
 
-    from hf_ecgmamba.recording import open_recordings
+    signals = [heart(length, rate=400) * (1 + k / 10) for k, length in enumerate(lengths)]
+    tracings = np.zeros((len(lengths), 4096, 12), np.float32)
+    for row, signal in zip(tracings, signals, strict=True):
+        first = (4096 - signal.shape[1]) // 2
+        row[first : first + signal.shape[1]] = (signal if rows is None else signal[rows]).T
+    with h5py.File(path, "w") as file:
+        file["tracings"] = tracings
+        if exam_ids is not None:
+            file["exam_id"] = np.array(exam_ids)
+    return signals
 
-    signal = np.stack([heart(600) * (1 + k / 10) for k in range(3)])
-    padded = np.zeros((3, 12, 900), np.float32)
-    padded[:, :, 150:750] = signal
-    with h5py.File(tmp_path / "exams_part0.hdf5", "w") as file:
-        file["tracings"], file["exam_id"] = padded.transpose(0, 2, 1), [1169160, 2873686, 168405]
-    np.save(tmp_path / "batch.npy", signal)
-    names = {"exams_part0.hdf5": [1169160, 2873686, 168405], "batch.npy": [0, 1, 2]}
-    for file, numbers in names.items():
-        opened = list(open_recordings(tmp_path / file, sampling_rate=100, units="mV"))
-        assert [one.name for one in opened] == [f"{file.partition('.')[0]} {number}" for number in numbers]
-        for one, expected in zip(opened, signal, strict=True):
-            np.testing.assert_allclose(one.read().signal, expected, rtol=1e-6)
-    np.save(tmp_path / "one.npy", signal[0])
+
+def test_code15_is_as_many_recordings_by_their_exam_ids(tmp_path):
+    path = tmp_path / "exams_part0.hdf5"
+    signals = write_code15(path)
+    recordings = open_recordings(path)
+    assert recordings.names == ("1169160", "2873686", "168405") and len(recordings) == 3
+    for opened, signal, name in zip(recordings, signals, recordings.names, strict=True):
+        assert opened.sampling_rate == 400 and opened.leads == STANDARD_LEADS
+        assert opened.name == f"exams_part0 {name}"
+        np.testing.assert_array_equal(opened.read().signal, signal.astype(np.float32))
+    assert "1296 samples cut off that fill it up" in recordings[1].notes
+    for record in ("2873686", 2873686):
+        np.testing.assert_array_equal(read_recording(path, record=record).signal, signals[1].astype(np.float32))
+    with pytest.raises(
+        ValueError, match=r"holds 3 recordings \(1169160, 2873686, 168405\); give record=, one of them"
+    ):
+        read_recording(path)
+    with pytest.raises(ValueError, match="record is 7; expected one of its 3: 1169160"):
+        read_recording(path, record=7)
+    # bytes, as a server gets them
+    opened = open_recording(path.read_bytes(), record=168405, trusted=False)
+    np.testing.assert_array_equal(opened.read().signal, signals[2].astype(np.float32))
+    assert open_recordings(path, sampling_rate=500)[0].sampling_rate == 500  # the file itself states none
+
+
+def test_recordings_without_exam_ids_of_their_own(tmp_path):
+    # CODE-15's parts end with an empty row, whose exam_id is 0
+    write_code15(tmp_path / "twice.hdf5", exam_ids=(5, 0, 0))
+    assert open_recordings(tmp_path / "twice.hdf5").names == ("5", "0 (number 1)", "0 (number 2)")
+    # the test set of CODE names no exams, and has aVL, aVF, aVR for aVR, aVL, aVF
+    write_code15(tmp_path / "test.hdf5", exam_ids=None, rows=[0, 1, 2, 4, 5, 3, *range(6, 12)])
+    recordings = open_recordings(tmp_path / "test.hdf5")
+    assert recordings.names == ("0", "1", "2")
+    recording = recordings[0].read()
+    assert recordings[0].names_are_stated
+    assert "the leads called aVR, aVL, aVF are aVL, aVF, aVR" in limb_lead_doubt(recording.signal, recording.leads)
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "mat", "array", "tensor", "dict", "list", "[N, T, 12]", "masked"])
+def test_arrays_of_many_recordings(tmp_path, kind):
+    from scipy.io import savemat
+
+    signal = np.stack([heart(600) * (1 + k / 10) for k in range(3)]).astype(np.float32)
+    given, names = {"sampling_rate": 100}, ("0", "1", "2")
+    source = {
+        "array": signal,
+        "tensor": torch.from_numpy(signal),
+        "dict": {"array": signal, "sampling_rate": 100},
+        "list": signal.tolist(),
+        "[N, T, 12]": signal.transpose(0, 2, 1),
+        "masked": np.ma.masked_array(signal, np.arange(signal.size).reshape(signal.shape) == 5),
+    }.get(kind, tmp_path / f"many.{kind}")
+    if kind == "npy":
+        np.save(source, signal)
+    elif kind == "npz":
+        np.savez(source, x=signal, y=np.zeros((3, 5)), ids=["a", "b", "c"], fs=100)
+        given, names = {}, ("a", "b", "c")
+    elif kind == "mat":
+        savemat(source, {"X": signal, "exam_id": [[7, 8, 9]], "fs": 100})
+        given, names = {}, ("7", "8", "9")
+    elif kind == "dict":
+        given = {}
+    recordings = open_recordings(source, **given)
+    assert recordings.names == names
+    for opened, expected in zip(recordings, signal, strict=True):
+        read = opened.read().signal
+        np.testing.assert_allclose(read[~np.isnan(read)], expected[~np.isnan(read)], rtol=1e-6)
+    assert np.isnan(recordings[0].read().signal).sum() == (1 if kind == "masked" else 0)
+    with pytest.raises(ValueError, match="holds 3 recordings"):
+        open_recording(source, **given)
+    np.testing.assert_allclose(read_recording(source, record=names[2], **given).signal, signal[2], rtol=1e-6)
+
+
+def test_one_recording_is_one_whatever_its_axes(tmp_path):
+    signal = heart(600)
+    np.save(tmp_path / "one.npy", signal)
     (one,) = open_recordings(tmp_path / "one.npy", sampling_rate=100, units="mV")
-    np.testing.assert_allclose(one.read().signal, signal[0], rtol=1e-6)
+    np.testing.assert_allclose(one.read().signal, signal, rtol=1e-6)
+    np.testing.assert_allclose(read_recording(signal[None], sampling_rate=100).signal, signal, rtol=1e-6)
+    (again,) = open_recordings(one)
+    assert again is one
+    with pytest.raises(ValueError, match="one holds one recording; record is 3, expected none"):
+        open_recording(tmp_path / "one.npy", sampling_rate=100, record=3)
+    with pytest.raises(ValueError, match="one is one recording; record is 3"):
+        open_recording(one, record=3)

@@ -23,7 +23,9 @@ from hf_ecgmamba import (
     EcgMambaFeatureExtractor,
     EcgMambaForSequenceClassification,
 )
+from hf_ecgmamba.pipeline_ecg_classification import load_pipeline
 from tests.hf_ecgmamba.signals import heart
+from tests.hf_ecgmamba.test_recording_arrays import write_code15
 from tests.training.machines import launch, outputs_of
 from training.predict import PredictArguments, count_others, find_sources, list_recordings, main
 
@@ -436,3 +438,26 @@ if __name__ == "__main__":
     while psutil.pid_exists(worker) and psutil.Process(worker).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "the worker goes on without its parent"
         time.sleep(0.1)
+
+
+def test_a_file_of_many_recordings_has_a_row_for_each(model, tmp_path):
+    folder, output = tmp_path / "in" / "parts", tmp_path / "out"
+    folder.mkdir(parents=True)
+    signals = write_code15(folder / "exams_part0.hdf5")
+    write_code15(folder / "exams_part1.hdf5", lengths=(4000, 0), exam_ids=(77, 0))
+    np.save(folder / "one.npy", heart(4000, rate=400))
+    (folder / "broken.h5").write_bytes(b"no HDF5")
+    arguments = ["--model", str(model), "--input", str(tmp_path / "in"), "--output", str(output), "--num_workers", "2"]
+    main([*arguments, "--sampling_rate", "400"])
+    rows = table(output).set_index("record")
+    names = [f"parts/exams_part0.hdf5#{exam}" for exam in (1169160, 2873686, 168405)]
+    assert sorted(rows.index) == sorted([*names, "parts/exams_part1.hdf5#77", "parts/one.npy"])
+    pipeline = load_pipeline(str(model), device="cpu")
+    for name, of_exam in zip(names, signals, strict=True):
+        assert rows.seconds[name] == pytest.approx(of_exam.shape[1] / 400)
+        for finding in pipeline(of_exam.astype(np.float32), sampling_rate=400)["findings"]:
+            assert rows[f"score_{finding['label']}"][name] == pytest.approx(finding["score"], abs=1e-5)
+    reasons = failures(output)
+    assert "every lead is flat" in reasons.pop("parts/exams_part1.hdf5#0")
+    assert "not an HDF5 file" in reasons.pop("parts/broken.h5")
+    assert reasons == {}
