@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 from numbers import Real
 
 import numpy as np
@@ -42,6 +43,8 @@ _LIMB_LEADS = (
 SHORTEST_SECONDS = 0.5  # less than one heartbeat of anybody's
 _FLAT_MILLIVOLTS = 1e-6
 _CHUNK_SECONDS = 300.0  # of a long recording read at once
+_PAGE_SECONDS = 60.0  # up to which a recording may be a page of paper
+_SHORTEST_STRETCH_SECONDS = 2.0  # of a page: a column of twelve leads has 2.5 s
 _BASELINE_SECONDS = (0.2, 0.6)
 _FILTER_PERIODS = 16
 
@@ -95,7 +98,8 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
         normalization (`str`): `"none"`; `"mean"`, each lead minus its mean, in millivolts (an electrode's offset says
             nothing, the amplitude does: the default); `"per_record"`, that divided by the standard deviation of the
             record's present leads together; `"per_lead"`, each lead by its own. Over the recording, or the window.
-        max_gap_seconds (`float`): missing samples (NaN) are interpolated over up to so long; longer gaps are errors.
+        max_gap_seconds (`float`): missing samples (NaN) are interpolated over up to so long. A lead with a longer gap
+            is computed from other limb leads, or masked if it may be lacking; else the gap is an error.
 
     Tensors: `input_values` float32 `[batch, leads, time]`, `attention_mask` int64 `[batch, time]` (1 = real sample),
     `lead_mask` int64 `[batch, leads]` (1 = lead present).
@@ -240,12 +244,14 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
         is their number and its `recording` tells name, duration and notes.
 
         Windows lie `window_seconds * (1 - window_overlap)` apart. The last one ends with the recording, so that no
-        second is lost; a recording shorter than a window makes one, padded at its end.
+        second is lost; a recording shorter than a window makes one, padded at its end. Where most leads are there at
+        different times, as on a digitised page of paper, each stretch of the same leads is read by itself, and the
+        notes say which leads were read when.
 
         Args:
             recording, sampling_rate, leads, units, record, trusted: see [`open_recording`].
-            on_gap (`"raise"` or `"skip"`): what to do about a window with a gap longer than `max_gap_seconds`. An
-                optional lead without any sample in a window is masked there instead.
+            on_gap (`"raise"` or `"skip"`): what to do about a window with a gap longer than `max_gap_seconds` in a
+                lead that the model needs. An optional lead is masked in that window instead.
             on_doubt (`"refuse"` or `"note"`): what whoever reads the windows shall make of those with a `doubt`
                 (every lead flat, amplitudes of no heart, limb leads that contradict one another): no findings, or
                 findings and a note.
@@ -418,7 +424,22 @@ class Windows:
     def __init__(self, source, on_gap, on_doubt):
         self._source = source
         self.on_gap, self.on_doubt = on_gap, on_doubt
-        self._starts = source.extractor.window_starts(source.length)
+        size = source.extractor.window_samples
+        self._spans = [(start, min(start + size, source.length)) for start in self._starts_in(0, source.length)]
+        self._span, self._page_notes = None, ()
+        if source.file.duration <= _PAGE_SECONDS:
+            self._span = source.read(0, source.length)  # all of it is at hand then
+            if stretches := source.stretches_of_page(self._span):
+                self._page_notes = source.notes_on_page(stretches)
+                readable = [(first, last) for first, last, lacking in stretches if source.is_enough(lacking)]
+                self._spans = [
+                    (start, min(start + size, last))
+                    for first, last in readable
+                    for start in self._starts_in(first, last)
+                ]
+
+    def _starts_in(self, first, last):
+        return [first + start for start in self._source.extractor.window_starts(last - first)]
 
     @property
     def recording(self) -> RecordingFile:
@@ -426,23 +447,22 @@ class Windows:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What holds for the whole recording: channels left out, leads computed or absent."""
-        return self._source.notes
+        """What holds for the whole recording: channels left out, leads computed or absent, or read when."""
+        return (*self._source.notes, *self._page_notes)
 
     def __len__(self):
         """The number of windows; with `on_gap="skip"`, the most that there can be."""
-        return len(self._starts)
+        return len(self._spans)
 
     def __iter__(self) -> Iterator[Window]:
         source, size = self._source, self._source.extractor.window_samples
         chunk = max(size, round(_CHUNK_SECONDS * source.extractor.sampling_rate))
-        span = None
-        for start in self._starts:
-            stop = min(start + size, source.length)
+        span = self._span
+        for start, stop in self._spans:
             if span is None or stop > span.stop:
                 span = source.read(start, min(start + chunk, source.length))
             try:
-                window = source.cut(span, start, stop)
+                window = source.cut(span, start, stop, is_of_page=bool(self._page_notes))
             except GapError:
                 if self.on_gap == "raise":
                     raise
@@ -463,6 +483,7 @@ class _Span:
     own: np.ndarray  # the file's leads that `raw` is mixed from, gaps and all
     raw_start: int
     gaps: list  # (row of the file's leads, first second, last second), short or too long
+    without: frozenset = frozenset()  # rows of the file's leads that were not used
 
 
 class _Source:
@@ -479,7 +500,7 @@ class _Source:
     def _mix_leads(self):
         """`mixture` `[model's leads, file's leads]` gives each of the model's leads, computed ones included."""
         extractor, file = self.extractor, self.file
-        self.mixture, self.present = _mixture(tuple(extractor.leads), file.leads)
+        self.mixture, self.present = self.mixed(frozenset())
         self.required = np.array([lead not in extractor.optional_leads for lead in extractor.leads])
         absent = [lead for lead, is_present in zip(extractor.leads, self.present, strict=True) if not is_present]
         if (self.required & ~self.present).any() or not self.present.any():
@@ -487,10 +508,10 @@ class _Source:
             raise ValueError(
                 f"{file.name} has the leads {', '.join(file.leads)}; the model also needs {', '.join(missing)}"
             )
-        self.used = self.mixture.any(axis=0)
         self.is_as_it_lies = tuple(extractor.leads) == file.leads
         computed = [lead for lead in extractor.leads if lead not in absent and lead not in file.leads]
-        unused = [lead for lead, is_used in zip(file.leads, self.used, strict=True) if not is_used]
+        used = self.mixture.any(axis=0)
+        unused = [lead for lead, is_used in zip(file.leads, used, strict=True) if not is_used]
         self.notes = file.notes
         for leads, text in (
             (computed, "computed from the other limb leads"),
@@ -500,7 +521,16 @@ class _Source:
             if leads:
                 self.notes += (f"{text}: {', '.join(leads)}",)
 
-    def read(self, start, stop) -> _Span:
+    def mixed(self, without):
+        """The mixture, and which of the model's leads it gives, without some rows of the file's leads."""
+        return _mixture(tuple(self.extractor.leads), self.file.leads, without)
+
+    def is_enough(self, without):
+        """Whether the model can do without these rows of the file's leads."""
+        present = self.mixed(without)[1]
+        return bool(present.any() and not (self.required & ~present).any())
+
+    def read(self, start, stop, without=frozenset()) -> _Span:
         """A span of the recording at the model's rate, before normalisation, as if cut from the whole."""
         extractor, file, up, down = self.extractor, self.file, self.up, self.down
         memory = extractor._filter_memory
@@ -511,39 +541,85 @@ class _Source:
         raw_stop = min(last * down // up + reach, file.num_samples)
         raw = file.read(raw_start, raw_stop).signal
         own = raw
-        raw, gaps = _fill_gaps(own, self.used)
-        raw = raw if self.is_as_it_lies else self.mixture @ raw
+        raw, gaps = _fill_gaps(own)
+        raw = raw if self.is_as_it_lies and not without else self.mixed(without)[0] @ raw
         values = _resample_span(raw, raw_start, file.num_samples, up, down, first, last)
         values = extractor._filter(values)[:, start - first : stop - first]
         rate = file.sampling_rate
         gaps = [(row, (raw_start + a) / rate, (raw_start + b) / rate) for row, a, b in gaps]
-        return _Span(start, stop, values, raw, own, raw_start, gaps)
+        return _Span(start, stop, values, raw, own, raw_start, gaps, without)
 
-    def cut(self, span, start, stop) -> Window:
+    def is_too_long(self, gap):
+        _, first, last = gap
+        return last - first > self.extractor.max_gap_seconds + 1e-9
+
+    def stretches_of_page(self, span):
+        """
+        (start, stop, rows of the file's leads that lack samples) at the model's rate, of a span in which most leads
+        have long gaps, and not all the same: as of a page of paper, which shows each for a while. Else nothing.
+        """
+        gaps = [gap for gap in span.gaps if self.is_too_long(gap)]
+        of_row = {}
+        for row, *stretch in gaps:
+            of_row.setdefault(row, []).append(stretch)
+        if 2 * len(of_row) <= len(self.file.leads) or all(gap == of_row[gaps[0][0]] for gap in of_row.values()):
+            return []
+        rate = self.file.sampling_rate * self.up / self.down
+        borders = sorted({0.0, self.file.duration, *(second for _, *stretch in gaps for second in stretch)})
+        stretches = []
+        for first, last in pairwise(borders):
+            if last - first < _SHORTEST_STRETCH_SECONDS:
+                continue
+            lacking = frozenset(row for row, a, b in gaps if a < last and b > first)
+            if len(lacking) < len(self.file.leads):
+                stretches.append((math.ceil(first * rate - 1e-6), min(int(last * rate + 1e-6), self.length), lacking))
+        return stretches
+
+    def notes_on_page(self, stretches):
+        """
+        Which leads are read when.
+
+        Raises:
+            ValueError: where the model can do with none of the stretches.
+        """
+        rate = self.file.sampling_rate * self.up / self.down
+        held, is_readable = [], []
+        for start, stop, lacking in stretches:
+            leads = ", ".join(lead for row, lead in enumerate(self.file.leads) if row not in lacking)
+            is_readable.append(self.is_enough(lacking))
+            held.append(f"{start / rate:.2f} to {stop / rate:.2f} s: {leads}")
+        if not any(is_readable):
+            needed = ", ".join(
+                lead for lead, is_needed in zip(self.extractor.leads, self.required, strict=True) if is_needed
+            )
+            raise ValueError(
+                f"{self.file.name} holds its leads at different times ({'; '.join(held)}), as a page of paper; the "
+                f"model needs {needed or 'a lead of its own'} at once (those in optional_leads may be lacking)"
+            )
+        read = "; ".join(text for text, is_read in zip(held, is_readable, strict=True) if is_read)
+        left_out = "; ".join(text for text, is_read in zip(held, is_readable, strict=True) if not is_read)
+        notes = (f"leads at different times, as on a page of paper, read from {read}",)
+        return (*notes, f"left out, as the model needs further leads: {left_out}") if left_out else notes
+
+    def cut(self, span, start, stop, is_of_page=False) -> Window:
         """One window of a span: masks, notes, normalisation."""
         extractor, file = self.extractor, self.file
         rate = file.sampling_rate * self.up / self.down
         begin, end = start / rate, min(stop / rate, file.duration)
-        present, notes = self.present.copy(), []
-        for row, lead in enumerate(file.leads):
-            gaps = [(a, b) for other, a, b in span.gaps if other == row and a < end and b > begin]
-            too_long = next(((a, b) for a, b in gaps if b - a > extractor.max_gap_seconds + 1e-9), None)
-            made_of_it = self.mixture[:, row] != 0
-            if too_long and too_long[0] <= begin and too_long[1] >= end and not (made_of_it & self.required).any():
-                present &= ~made_of_it
-                notes.append(f"lead {lead}: no samples, masked")
-            elif too_long:
-                raise GapError(
-                    f"{file.name}: lead {lead} has no samples from {too_long[0]:.2f} to {too_long[1]:.2f} s; gaps of "
-                    f"up to {extractor.max_gap_seconds:g} s (max_gap_seconds) are filled"
-                )
-            elif gaps:
-                notes.append(
-                    f"lead {lead}: {len(gaps)} gap{'s' * (len(gaps) > 1)} filled by interpolation, "
-                    f"{sum(b - a for a, b in gaps):.3f} s in all, the first at {gaps[0][0]:.2f} s"
-                )
-        if not present.any():
-            raise GapError(f"{file.name}: no lead has samples from {begin:.2f} to {end:.2f} s")
+        gaps = [gap for gap in span.gaps if gap[1] < end and gap[2] > begin]
+        lacking = frozenset(row for row, *_ in filter(self.is_too_long, gaps))
+        if lacking and not self.mixture[:, list(lacking)].any():
+            lacking = frozenset()  # nobody asks for them
+        mixture, present = self.mixed(lacking)
+        if lacking and not self.is_enough(lacking):
+            row, first, last = next(gap for gap in gaps if self.is_too_long(gap) and self.mixture[:, gap[0]].any())
+            raise GapError(
+                f"{file.name}: lead {file.leads[row]} has no samples from {first:.2f} to {last:.2f} s; gaps of "
+                f"up to {extractor.max_gap_seconds:g} s (max_gap_seconds) are filled"
+            )
+        notes = [] if is_of_page else self._notes_on_gaps(gaps, lacking, mixture, begin, end)
+        if lacking:
+            span = self.read(start, stop, lacking)
         first, last = start * self.down // self.up - span.raw_start, -(-stop * self.down // self.up) - span.raw_start
         raw, own = span.raw[:, first:last], span.own[:, first:last]
         of_signal, doubt = _look_at(extractor.leads, raw, present)
@@ -564,11 +640,33 @@ class _Source:
             doubt=doubt,
         )
 
+    def _notes_on_gaps(self, gaps, lacking, mixture, begin, end):
+        """What is done about gaps in a window: filled, or done without the lead."""
+        notes, file = [], self.file
+        for row in dict.fromkeys(row for row, *_ in gaps):
+            lead, of_row = file.leads[row], [(a, b) for other, a, b in gaps if other == row]
+            if row in lacking and self.mixture[:, row].any():
+                is_whole = any(a <= begin and b >= end for a, b in of_row)
+                what = "no samples" if is_whole else f"no samples for more than {self.extractor.max_gap_seconds:g} s"
+                place = self.extractor.leads.index(lead) if lead in self.extractor.leads else None
+                is_computed = place is not None and mixture[place].any()
+                notes.append(
+                    f"lead {lead}: {what}, {'computed from the other limb leads' if is_computed else 'masked'}"
+                )
+            elif row not in lacking and mixture[:, row].any():
+                notes.append(
+                    f"lead {lead}: {len(of_row)} gap{'s' * (len(of_row) > 1)} filled by interpolation, "
+                    f"{sum(b - a for a, b in of_row):.3f} s in all, the first at {of_row[0][0]:.2f} s"
+                )
+        return notes
+
 
 @lru_cache
-def _mixture(leads, file_leads):
-    """float32 `[leads, file_leads]`, which gives each of `leads` from the file's, and which of them it gives."""
+def _mixture(leads, file_leads, without=frozenset()):
+    """float32 `[leads, file_leads]`, which gives each of `leads` from the file's but the rows `without`, and which of
+    them it gives."""
     rows = dict(zip(file_leads, np.eye(len(file_leads), dtype=np.float32), strict=True))
+    rows = {lead: share for row, (lead, share) in enumerate(rows.items()) if row not in without}
     for lead, recipe in _LIMB_LEADS:
         if lead not in rows and all(other in rows for other in recipe):
             rows[lead] = sum(np.float32(share) * rows[other] for other, share in recipe.items())
@@ -628,7 +726,7 @@ def _resample_span(raw, raw_start, num_samples, up, down, start, stop):
     return filtered[..., offset : offset + stop - start].astype(np.float32, copy=False)
 
 
-def _fill_gaps(raw, used):
+def _fill_gaps(raw):
     """Interpolate linearly over NaN (at an end: continue the nearest value); the gaps as (row, start, stop). A row
     without any sample becomes zero."""
     if not np.isnan(raw).any():
@@ -639,8 +737,7 @@ def _fill_gaps(raw, used):
         if not missing.any():
             continue
         edges = np.flatnonzero(np.diff(np.concatenate([[0], missing, [0]]).astype(np.int8)))
-        if used[row]:
-            gaps.extend((row, int(a), int(b)) for a, b in edges.reshape(-1, 2))
+        gaps.extend((row, int(a), int(b)) for a, b in edges.reshape(-1, 2))
         known = np.flatnonzero(~missing)
         raw[row, missing] = np.interp(np.flatnonzero(missing), known, raw[row, known]) if len(known) else 0.0
     return raw, gaps

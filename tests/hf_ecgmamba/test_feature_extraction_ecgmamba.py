@@ -18,6 +18,7 @@ from hf_ecgmamba.configuration_ecgmamba import EcgMambaConfig
 from hf_ecgmamba.feature_extraction_ecgmamba import EcgMambaFeatureExtractor
 from hf_ecgmamba.recording import open_recording, read_recording
 from hf_ecgmamba.recording_channels import STANDARD_LEADS
+from tests.hf_ecgmamba.signals import heart
 
 
 @pytest.fixture(scope="session")
@@ -307,6 +308,88 @@ def test_an_optional_lead_without_samples_is_masked():
     assert not features["input_values"][0, 1].any() and "lead V1: no samples, masked" in features.notes[0]
 
 
+def test_a_lead_with_a_long_gap_is_masked_or_computed():
+    leads = ("I", "II", "III", "V1")
+    extractor = EcgMambaFeatureExtractor(leads=leads, optional_leads=("V1",), normalization="none")
+    signal = heart(1000)[[0, 1, 2, 6]].astype(np.float32)
+    broken = signal.copy()
+    broken[3, 300:450] = np.nan
+    features = extractor(broken, sampling_rate=100, leads=leads)
+    np.testing.assert_array_equal(features["lead_mask"], [[1, 1, 1, 0]])
+    np.testing.assert_array_equal(features["input_values"][0, :3], signal[:3])
+    assert not features["input_values"][0, 3].any()
+    assert features.notes == [("lead V1: no samples for more than 1 s, masked",)]
+    broken = signal.copy()
+    broken[1, 200:500] = np.nan
+    features = extractor(broken, sampling_rate=100, leads=leads)
+    np.testing.assert_allclose(features["input_values"][0], signal, atol=1e-6)
+    assert features.notes == [("lead II: no samples for more than 1 s, computed from the other limb leads",)]
+    broken[0, 200:500] = np.nan
+    with pytest.raises(ValueError, match=r"lead (I|II) has no samples from 2\.00 to 5\.00 s"):
+        extractor(broken, sampling_rate=100, leads=leads)
+
+
+def page(rhythm_strip=True, rate=500, edges=(0, 0, 0)):
+    """Twelve leads as a digitised page of paper has them: four columns of three, 2.5 s each, and II below them."""
+    whole = heart(10 * rate, rate=rate).astype(np.float32)
+    signal = np.full_like(whole, np.nan)
+    for column in range(4):
+        for row, edge in zip(range(3 * column, 3 * column + 3), edges, strict=True):
+            span = slice(round(2.5 * rate * column) + edge, round(2.5 * rate * (column + 1)) - edge)
+            signal[row, span] = whole[row, span]
+    if rhythm_strip:
+        signal[1] = whole[1]
+    return signal, whole
+
+
+@pytest.mark.parametrize("edges", [(0, 0, 0), (10, 3, 17)])
+def test_a_digitised_page_is_read_column_by_column(edges):
+    extractor = EcgMambaFeatureExtractor(optional_leads=STANDARD_LEADS, normalization="none", sampling_rate=500)
+    signal, whole = page(edges=edges)
+    windows = extractor.windows({"array": signal, "sampling_rate": 500, "leads": STANDARD_LEADS})
+    read = list(windows)
+    assert len(windows) == len(read) == 4
+    held = [("I", "II", "III"), ("II", "aVR", "aVL", "aVF"), ("II", "V1", "V2", "V3"), ("II", "V4", "V5", "V6")]
+    computed = {0: ("aVR", "aVL", "aVF")}
+    for k, window in enumerate(read):
+        assert window.start == pytest.approx(2.5 * k, abs=0.04) and window.end == pytest.approx(
+            2.5 * k + 2.5, abs=0.04
+        )
+        leads = {*held[k], *computed.get(k, ())}
+        np.testing.assert_array_equal(window.lead_mask, [lead in leads for lead in STANDARD_LEADS])
+        first, count = round(500 * window.start), int(window.attention_mask.sum())
+        assert window.doubt is None and count == pytest.approx(1250, abs=34)
+        expected = whole[:, first : first + count] * window.lead_mask[:, None]
+        inner = slice(max(edges), count - max(edges))  # few samples at the edges are held
+        np.testing.assert_allclose(window.input_values[:, inner], expected[:, inner], atol=1e-6)
+    (note,) = windows.notes
+    assert note.startswith("leads at different times, as on a page of paper, read from 0.0")
+    assert all(f"s: {', '.join(leads)}" in note for leads in held)
+
+
+def test_a_page_is_read_by_every_model_that_can():
+    signal, whole = page(rhythm_strip=False)
+    source = {"array": signal, "sampling_rate": 500, "leads": STANDARD_LEADS}
+    every = EcgMambaFeatureExtractor(optional_leads=STANDARD_LEADS)
+    assert [window.lead_mask.sum() for window in every.windows(source)] == [6, 3, 3, 3]
+    limbs = EcgMambaFeatureExtractor(leads=("I", "II", "V1"), optional_leads=("V1",))
+    (window,) = limbs.windows(source)
+    assert (window.start, window.end, window.lead_mask.tolist()) == (0, 2.5, [1, 1, 0])
+    assert any(
+        note.startswith("left out, as the model needs further leads: 2.50 to") for note in limbs.windows(source).notes
+    )
+    strict = EcgMambaFeatureExtractor()
+    with pytest.raises(
+        ValueError, match=r"holds its leads at different times \(0\.00 to 2\.50 s: I, II, III;.*the model needs"
+    ):
+        strict.windows(source)
+    # the same hole in all leads is a hole
+    hole = whole.copy()
+    hole[:, 1500:2500] = np.nan
+    with pytest.raises(ValueError, match=r"lead I has no samples from 3\.00 to 5\.00 s"):
+        list(every.windows(hole, sampling_rate=500, units="mV"))
+
+
 def test_flat_leads_are_reported(ecg):
     extractor = EcgMambaFeatureExtractor(normalization="per_lead")
     features = extractor(ecg / "odd" / "ptbxl_flat_lead" / "12722_lr")
@@ -491,6 +574,14 @@ def test_windows_with_a_gap_raise_or_are_skipped(ecg):
     assert any("filled by interpolation" in note for window in kept for note in window.notes)
     with pytest.raises(ValueError, match="on_gap is 'ignore'; expected 'raise' or 'skip'"):
         extractor.windows(path, on_gap="ignore")
+
+
+def test_a_lead_that_falls_off_between_windows_is_masked_in_those():
+    signal = noise(2, 4000)
+    signal[1, 1500:1800] = np.nan
+    extractor = EcgMambaFeatureExtractor(leads=("I", "V1"), optional_leads=("V1",), window_overlap=0.0)
+    masks = {window.start: window.lead_mask.tolist() for window in extractor.windows(signal, sampling_rate=100)}
+    assert masks == {0.0: [1, 1], 10.0: [1, 0], 20.0: [1, 1], 30.0: [1, 1]}
 
 
 def test_a_lead_that_falls_off_is_masked_where_it_is_off():

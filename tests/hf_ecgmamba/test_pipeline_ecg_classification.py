@@ -14,6 +14,7 @@ from hf_ecgmamba.modeling_ecgmamba import EcgMambaForSequenceClassification
 from hf_ecgmamba.pipeline_ecg_classification import EcgClassificationPipeline, ScoredRecording, joined
 from hf_ecgmamba.recording_channels import STANDARD_LEADS, Recording
 from tests.hf_ecgmamba.signals import heart
+from tests.hf_ecgmamba.test_feature_extraction_ecgmamba import page
 
 LABELS = ("NORM", "AFIB", "MI")
 RATE = 100
@@ -22,10 +23,8 @@ RATE = 100
 def make_pipeline(problem_type="multi_label_classification", **config):
     torch.manual_seed(0)
     config = {"id2label": dict(enumerate(LABELS)), "label2id": {label: i for i, label in enumerate(LABELS)}, **config}
-    config = EcgMambaConfig(
-        leads=("I", "II"), optional_leads=("I",), hidden_size=16, num_hidden_layers=1, d_state=4,
-        window_seconds=4.0, problem_type=problem_type, **config,
-    )  # fmt: skip
+    config = {"leads": ("I", "II"), "optional_leads": ("I",), "window_seconds": 4.0, **config}
+    config = EcgMambaConfig(hidden_size=16, num_hidden_layers=1, d_state=4, problem_type=problem_type, **config)
     model = EcgMambaForSequenceClassification(config)
     with torch.no_grad():  # scores that differ between recordings
         model.classifier.weight.mul_(8)
@@ -45,6 +44,22 @@ def signal(seconds=4.0, seed=0):
 
 def recording(seconds=4.0, seed=0):
     return Recording(signal(seconds, seed), ("I", "II"), float(RATE), f"recording {seed}")
+
+
+def test_a_digitised_page_has_findings_and_says_what_was_read_when(tmp_path):
+    ecg = make_pipeline(leads=STANDARD_LEADS, optional_leads=STANDARD_LEADS)
+    signal, _ = page(rate=RATE)
+    rows = [",".join("" if np.isnan(value) else f"{value:.4f}" for value in row) for row in signal.T]
+    (tmp_path / "page.csv").write_text("\n".join([",".join(STANDARD_LEADS), *rows]))
+    result = ecg(str(tmp_path / "page.csv"), sampling_rate=RATE, thresholds=0.0)
+    assert result["refused"] is None and len(result["findings"]) == len(LABELS)
+    assert {(stretch["start"], stretch["end"]) for stretch in result["timeline"]} == {(0.0, 10.0)}
+    assert any("5.00 to 7.50 s: II, V1, V2, V3" in note for note in result["notes"])
+    ecg.plot(str(tmp_path / "page.csv"), tmp_path / "page.png", sampling_rate=RATE)
+    assert (tmp_path / "page.png").exists()
+    strict = make_pipeline(leads=STANDARD_LEADS, optional_leads=())
+    with pytest.raises(ValueError, match="page holds its leads at different times"):
+        strict(str(tmp_path / "page.csv"), sampling_rate=RATE)
 
 
 def test_many_recordings_of_one_source(ecg, tmp_path):
