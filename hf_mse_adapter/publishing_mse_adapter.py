@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .adapted_language_model import is_remote_code, save_language_model
+from .audio_features import Egemaps
 from .backbone_likeness import likeness_of
 from .checksums import write_checksums
 from .configuration_mse_adapter import MseConfig
@@ -168,6 +169,7 @@ def _model_card(model, processor, name, texts, card_folder, license):
         base_model=backbone if on_hub else None,
         base_model_relation="adapter" if on_hub else None,
     )
+    audio_front_end = (processor.front_ends or {}).get("audio", {})
     known = {
         "model_name": name,
         "task": config.task,
@@ -184,6 +186,7 @@ def _model_card(model, processor, name, texts, card_folder, license):
         "vision_dim": config.vision_dim,
         "num_context_utterances": processor.num_context_utterances,
         "reads_clips": _reads_clips(processor),
+        "audio_licence": Egemaps.licence if audio_front_end.get("type") == "egemaps" else None,
     }
     return ModelCard.from_template(data, template_path=str(card_folder / "README.md"), **(known | texts))
 

@@ -286,18 +286,20 @@ class Egemaps:
             missing = f"the sound is too short, {1000 * self.stored.num_samples / RATE:.0f} ms"
         if missing:
             return FeatureSequence(None, missing=missing)
-        parts = []
-        for first in range(0, self.stored.num_samples, 60 * RATE):
+        frames = np.concatenate(list(self._frames()))
+        steps = frames[: len(frames) // 4 * 4].reshape(-1, 4, frames.shape[1])
+        return FeatureSequence(steps.mean(axis=1), start=self.stored.start)
+
+    def _frames(self):
+        """float32 [frames, 25], one in 10 ms, minute by minute: the pitch of each is smoothed with what stands around,
+        so each is heard with a second of its neighbours."""
+        minute, around, length = 60 * RATE, RATE, self.stored.num_samples
+        for first in range(0, length, minute):
+            begin, end = max(0, first - around), min(first + minute + around, length)
             # full scale wraps to its negative in openSMILE
-            samples = np.clip(
-                self.stored.read(first, min(first + 60 * RATE, self.stored.num_samples)), -0.9999, 0.9999
-            )
-            if len(samples) < 0.1 * RATE:
-                continue
-            frames = self._smile.process_signal(samples, RATE).to_numpy(np.float32)
-            frames = frames[: len(frames) // 4 * 4].reshape(-1, 4, frames.shape[1])
-            parts.append(frames.mean(axis=1))
-        return FeatureSequence(np.concatenate(parts), start=self.stored.start)
+            samples = np.clip(self.stored.read(begin, end), -0.9999, 0.9999)
+            frames = self._smile.process_signal(samples, RATE).to_numpy(np.float32)[(first - begin) // HOP :]
+            yield frames if first + minute >= length else frames[: minute // HOP]
 
 
 class AudioEncoding:

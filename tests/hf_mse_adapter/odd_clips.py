@@ -6,6 +6,7 @@ The face is that of astronaut Eileen Collins (NASA, public domain); the voice is
 
 import os
 import struct
+import wave
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache
@@ -33,6 +34,12 @@ def voice(seconds=1.2, rate=RATE):
     tones = sum(np.sin(harmonic * phase) / harmonic for harmonic in range(1, 6))
     envelope = np.clip(np.sin(2 * np.pi * 3 * time), 0, None) * (time > 0.1) * (time < seconds - 0.1)
     return (0.2 * tones * envelope).astype(np.float32)
+
+
+def samples_of(path):
+    """float64 [n] of a 16-bit mono wav, as Python's own module reads it."""
+    with wave.open(str(path)) as file:
+        return np.frombuffer(file.readframes(file.getnframes()), np.int16) / 32768
 
 
 def pictures(count, kind="face", width=WIDTH, height=HEIGHT):

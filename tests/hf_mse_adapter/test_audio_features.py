@@ -16,7 +16,7 @@ from hf_mse_adapter.audio_features import (
 )
 from hf_mse_adapter.clip_decoding import Sound
 from hf_mse_adapter.clip_features import ClipReader
-from tests.hf_mse_adapter.odd_clips import voice
+from tests.hf_mse_adapter.odd_clips import samples_of, voice
 
 
 def log_mel(samples, pieces=(), start=0.0):
@@ -148,6 +148,23 @@ def test_egemaps_by_opensmile():
     short = {"waveform": voice()[7000:7800], "sampling_rate": 16000}
     missing = ClipReader({"audio": {"type": "egemaps"}}).read(wanted=["audio"], **short).made_from["missing"]
     assert "too short, 50 ms" in missing["audio"]
+
+
+def test_egemaps_of_minutes_keep_time(shared_data):
+    """Heard minute by minute they are openSMILE's own of the whole, but for a pitch here and there."""
+    opensmile = pytest.importorskip("opensmile", reason="opensmile, an extra, is not installed")
+    paths = sorted((shared_data / "msa" / "ravdess" / "wav").glob("*.wav"))
+    sound = np.concatenate([resample_poly(samples_of(path), 1, 3) for path in paths[:20]])
+    sound = sound[: 65 * 16000].astype(np.float32)
+    found = (
+        ClipReader({"audio": {"type": "egemaps"}}).read(wanted=["audio"], waveform=sound, sampling_rate=16000).audio
+    )
+    smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.LowLevelDescriptors)
+    frames = smile.process_signal(sound, 16000).to_numpy(np.float32)
+    expected = frames[: len(frames) // 4 * 4].reshape(-1, 4, 25).mean(axis=1)
+    assert len(expected) > 1600 and found.values.shape == expected.shape
+    same = np.isclose(found.values, expected, rtol=1e-3, atol=1e-3).all(axis=1)
+    assert same.mean() > 0.98 and same[-100:].all()
 
 
 def test_egemaps_says_what_it_wants(monkeypatch):

@@ -138,3 +138,13 @@ def test_a_processor_that_answers_otherwise_is_refused(tmp_path, field, value):
     processor = MseProcessor.from_config(model.config, build_tokenizer(), **{field: value})
     with pytest.raises(ValueError, match=f"processor.{field} is"):
         save_for_hub(model, processor, tmp_path)
+
+
+def test_the_card_names_opensmiles_licence_where_features_need_it(tmp_path):
+    config = MseAdapterConfig(audio_dim=25, vision_dim=4)
+    model = MseForConditionalGeneration.from_backbone(build_backbone(), config)
+    for kind, named in (("egemaps", True), (None, False)):
+        front_ends = {"audio": {"type": kind}} if kind else None
+        processor = MseProcessor.from_config(model.config, build_tokenizer(), front_ends=front_ends)
+        card = (save_for_hub(model, processor, tmp_path / str(kind)) / "README.md").read_text()
+        assert ("openSMILE (non-commercial licence of audEERING): no commercial use" in card) == named
