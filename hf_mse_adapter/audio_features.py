@@ -242,8 +242,8 @@ def _mel_power(samples, count):
 
 @lru_cache(maxsize=1)
 def _window_and_filters():
-    """Symmetric Hann window [400]; triangles whose corners are equally spaced in HTK's mel: for each quarter of the 64,
-    which of the 257 bins it covers (`slice`), and the triangles [bins, 16]."""
+    """Symmetric Hann window [400]; and triangles whose corners are equally spaced in HTK's mel: for each quarter of
+    them, which of the 257 bins it covers (`slice`), and they themselves [bins, 16]."""
 
     def mel(hertz):
         return 2595.0 * np.log10(1.0 + hertz / 700.0)

@@ -174,11 +174,10 @@ class Clip:
         ends = dict.fromkeys(("audio", "video"), 0.0)
         finished = False
         for stream, frames, packet_end in self._demuxed(streams, wanted, begin):
-            if packet_end is not None:
-                ends[stream.type] = max(ends[stream.type], packet_end)
+            if packet_end is not None and packet_end > ends[stream.type]:
+                ends[stream.type] = packet_end
             for frame in frames:
                 yield from decoders[stream.type].decoded(frame, None if frame.time is None else frame.time - begin)
-            self.seconds = max(ends.values())
             if end is not None and all(decoder.is_beyond for decoder in decoders.values()):
                 finished = True
                 break
@@ -194,13 +193,15 @@ class Clip:
     def _demuxed(self, streams, wanted, begin):
         """(stream, decoded frames, end of the packet in seconds) for each packet; of unwanted streams no frames."""
         at = 0.0
+        # as floats: a fraction of each of many small packets takes longer than decoding it
+        units = {stream.index: float(stream.time_base) for stream in streams}
         try:
             for packet in self._container.demux(streams):
-                stream, time = packet.stream, None
+                stream, time, unit = packet.stream, None, units[packet.stream.index]
                 if packet.pts is not None:
-                    time = float(packet.pts * packet.time_base) - begin
-                    at = max(at, time)
-                    time += float((packet.duration or 0) * packet.time_base)
+                    time = packet.pts * unit - begin
+                    at = time if time > at else at
+                    time += (packet.duration or 0) * unit
                 if not wanted[stream.type]:
                     yield stream, (), time
                     continue
@@ -265,8 +266,6 @@ class _SoundDecoder:
                 f"{frame.sample_rate} Hz; expected one rate"
             )
         samples = mono(frame.to_ndarray(), frame.layout.nb_channels, frame.format.is_planar)
-        if not np.isfinite(samples).all():
-            raise ValueError(f"{self.name} holds NaN or infinite samples at {self.end:.2f} s")
         gap = 0.0 if time is None else time - self.end
         if gap > LONGEST_GAP:
             raise ValueError(f"{self.name} has no sound from {self.end:.2f} s to {time:.2f} s; its times are damaged")
@@ -290,6 +289,10 @@ class _SoundDecoder:
         if not self._waiting:
             return
         samples, start = np.concatenate(self._waiting), self._sent
+        finite = np.isfinite(samples)
+        if not finite.all():
+            at = start + finite.argmin() / self.rate
+            raise ValueError(f"{self.name} holds NaN or infinite samples at {at:.2f} s")
         self._sent = self.end
         self._waiting, self._num_waiting = [], 0
         first = max(0, round((self.span.start - start) * self.rate))
@@ -382,7 +385,7 @@ def mono(samples, num_channels=1, is_planar=True):
         offset = 128 if kind == "u1" else 0
         channels = (channels.astype(np.float64) - offset) / FULL_SCALE[kind]
     if len(channels) == 1:
-        return channels[0].astype(np.float32)
+        return channels[0].astype(np.float32, copy=False)
     return channels.astype(np.float64).mean(axis=0).astype(np.float32)
 
 
