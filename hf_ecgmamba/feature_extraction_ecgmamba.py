@@ -19,12 +19,16 @@ from transformers.feature_extraction_sequence_utils import SequenceFeatureExtrac
 
 from .recording import Recordings, open_recording, open_recordings
 from .recording_channels import (
+    LEAST_STEP,
+    MOST_STEP,
     STANDARD_LEADS,
+    USUAL_STEPS,
     RecordingFile,
     as_array,
     can_be_millivolts,
     lead_name,
     library,
+    middle_step,
     unit_in_millivolts,
 )
 from .recording_limb_leads import arm_reversal_note, limb_lead_doubt
@@ -367,7 +371,7 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
         return features, [self._notes_of_clean(signal, sampling_rate, names_are_stated) for signal in batch]
 
     def _notes_of_clean(self, signal, sampling_rate, names_are_stated):
-        notes, doubt = _look_at(self.leads, signal, np.ones(len(signal), bool))
+        notes, doubt = _look_at(self.leads, signal, np.ones(len(signal), bool), sampling_rate)
         if doubt is None and names_are_stated:
             notes += tuple(filter(None, [arm_reversal_note(signal, self.leads, sampling_rate)]))
             doubt = _limb_leads_doubt(signal, self.leads)
@@ -622,7 +626,7 @@ class _Source:
             span = self.read(start, stop, lacking)
         first, last = start * self.down // self.up - span.raw_start, -(-stop * self.down // self.up) - span.raw_start
         raw, own = span.raw[:, first:last], span.own[:, first:last]
-        of_signal, doubt = _look_at(extractor.leads, raw, present)
+        of_signal, doubt = _look_at(extractor.leads, raw, present, file.sampling_rate)
         notes.extend(of_signal)
         if file.doubt is not None:
             doubt = Doubt(file.doubt, of_all=True)
@@ -743,16 +747,25 @@ def _fill_gaps(raw):
     return raw, gaps
 
 
-def _look_at(leads, raw, present):
+def _look_at(leads, raw, present, sampling_rate):
     """Notes on the millivolts `[leads, time]`, and the doubt that they are an ECG: all flat, more or less than a heart
     makes."""
-    flat = present & (np.ptp(raw, axis=-1) < _FLAT_MILLIVOLTS)
+    heights = np.ptp(raw, axis=-1)
+    flat = present & (heights < _FLAT_MILLIVOLTS)
     if flat[present].all():
         return (), Doubt("every lead is flat: there is no ECG in it")
     names = ", ".join(lead for lead, is_flat in zip(leads, flat, strict=True) if is_flat)
     notes = (f"flat: {names}",) if names else ()
     if not can_be_millivolts(raw[present].std(axis=-1).max()):
         return notes, Doubt("its amplitudes are not those of an ECG in mV: is the unit right?")
+    present = present & ~flat
+    if not 4 * USUAL_STEPS[0] < np.median(heights[present]) < USUAL_STEPS[1]:  # one recording in a hundred
+        step = middle_step(raw[present], sampling_rate)
+        text = f"its leads rise by {step:.2g} mV within 30 ms, {{}} for an ECG: is the unit right?"
+        if not LEAST_STEP < step < MOST_STEP:
+            return notes, Doubt(text.format("too much" if step > 1 else "too little"))
+        if not USUAL_STEPS[0] < step < USUAL_STEPS[1]:
+            notes = (*notes, text.format("much" if step > 1 else "little"))
     return notes, None
 
 

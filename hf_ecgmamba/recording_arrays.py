@@ -1,5 +1,6 @@
 """Arrays and tables, in memory and in files that hold them by name: numpy, MATLAB, HDF5, data frames."""
 
+import re
 import zipfile
 from collections import Counter
 
@@ -11,10 +12,12 @@ from .recording_channels import (
     as_array,
     from_columns,
     from_matrix,
+    lead_name,
     library,
     mark_missing,
     one_line,
     orientation,
+    place_in_time,
 )
 
 # Layouts whose files leave the rate to the data set's own description.
@@ -24,13 +27,16 @@ _SPH_RATE = 500.0  # Liu et al. 2022
 # What stands beside a signal, by the names that people give it, in any case.
 _RATE_KEYS = (
     "sampling_rate", "sampling_frequency", "sample_rate", "samplerate", "samplingrate", "sampling_freq", "sampfreq",
-    "fs", "freq", "frequency", "srate", "sr", "curr_sample_rate",
+    "fs", "freq", "frequency", "srate", "sr", "curr_sample_rate", "sample_frequency", "sample_freq", "samplefrequency",
+    "samplingfrequency", "sampling_rate_hz", "sample_rate_hz", "sampling_frequency_hz", "fs_hz", "fsample", "hz",
 )  # fmt: skip
+_INTERVAL_KEYS = ("dt", "sampling_interval", "sample_interval", "samplinginterval", "sampling_period")  # seconds
+_TIME_KEYS = ("time", "times", "t", "timestamp", "timestamps", "time_s", "time_ms", "tm")
 _SIGNAL_KEYS = ("signal", "array", "ecg", "data", "tracings")
 _LEAD_KEYS = ("leads", "lead_names", "sig_name", "channel_names", "channels")
 _UNIT_KEYS = ("units", "unit")
-_GAIN_KEYS = ("gain", "adc_gain")  # counts in one unit, as WFDB has it
-_BASELINE_KEYS = ("baseline", "adc_zero")
+_GAIN_KEYS = ("gain", "gains", "adc_gain", "counts_per_mv", "adu_per_mv")  # counts in one unit, as WFDB has it
+_BASELINE_KEYS = ("baseline", "baselines", "adc_zero", "adc_baseline")
 # of many recordings in one array
 _ID_KEYS = ("exam_id", "exam_ids", "ecg_id", "record", "records", "record_names", "name", "names", "id", "ids")
 
@@ -70,20 +76,23 @@ def _open_table(table, name):
         columns, titles = [table.iloc[:, k] for k in range(table.shape[1])], list(table.columns)
     else:
         columns, titles = [table[title] for title in table.columns], list(table.columns)
+    index = getattr(table, "index", None)
+    if columns and index is not None and len(titles) > len(columns[0]) and all(lead_name(str(row)) for row in index):
+        return _open_table(table.T, name)  # a row for each lead
     if not columns or not len(columns[0]):
         raise ValueError(f"{name} is a table without {'rows' if columns else 'columns'}")
     titles = [None if title is None or title == "" else _text(title) for title in titles]
     rows = [_column(column, title, name) for column, title in zip(columns, titles, strict=True)]
     whole = all(row.dtype.kind in "iu" for row in rows)
     matrix = np.stack(rows) if whole else np.stack([np.asarray(row, np.float64) for row in rows])
-    return from_columns(name, titles, matrix, step=_index_in_seconds(getattr(table, "index", None)))
+    return from_columns(name, titles, matrix, step=_index_in_seconds(index))
 
 
 def _column(column, title, name):
     """A column as numbers: dates and durations as seconds, what is missing as NaN; words, which are no lead's, too."""
     kind = getattr(column.dtype, "kind", None)
     if kind in ("M", "m"):
-        return _in_seconds(np.asarray(column.to_numpy()))
+        return _in_seconds(np.asarray(column.to_numpy() if kind == "m" else column.to_numpy("datetime64[ns]")))
     try:
         values = column.to_numpy(dtype=np.float64, na_value=np.nan) if kind not in "iub" else column.to_numpy()
     except TypeError:  # polars
@@ -106,14 +115,17 @@ def _in_seconds(times):
 
 def _index_in_seconds(index):
     """Seconds of each row by the index of a pandas frame, where that is of time."""
-    values = None if index is None else np.asarray(index)
-    if values is None or len(values) < 2:
+    if index is None or len(index) < 2:
         return None
+    # dates of a time zone are objects to numpy
+    values = index.to_numpy("datetime64[ns]") if getattr(index.dtype, "kind", "") == "M" else np.asarray(index)
     if values.dtype.kind in "Mm":
         return _in_seconds(values)
-    is_time = values.dtype.kind in "f" and str(getattr(index, "name", "") or "").lower().startswith(
-        ("time", "t", "sec")
-    )
+    if values.dtype.kind != "f":
+        return None
+    title = str(getattr(index, "name", None) or "").lower()
+    # of an index without a name, steps that are no whole numbers are those of time
+    is_time = title.startswith(("time", "t", "sec")) or (not title and (np.diff(values[:3]) % 1).all())
     return values.astype(np.float64) if is_time else None
 
 
@@ -134,6 +146,8 @@ def open_numpy(path, leads):
 
 def _open_named(path, arrays, leads, key=None):
     """The signal among arrays that a file holds by name (`key`, where known), and what the others say of it."""
+    if key is None and (of_leads := _named_by_leads({name: array.shape for name, array in arrays.items()})):
+        return _from_leads(path, arrays, of_leads)
     key = key or _signal_key(path, {name: array.shape for name, array in arrays.items()})
     stated = _Stated(path.name, {name: array for name, array in arrays.items() if name != key})
     if arrays[key].ndim == 3:
@@ -153,6 +167,22 @@ def first_of(entries, keys):
     return next((entries[key] for key in keys if key in entries), None)
 
 
+def _named_by_leads(shapes):
+    """Of a file that has an array for each lead, under its name, those arrays' names; else nothing."""
+    found = [key for key, shape in shapes.items() if lead_name(key.rsplit("/")[-1]) and max(shape, default=0) > 1]
+    lengths = {max(shapes[key]) for key in found if np.prod(shapes[key]) == max(shapes[key])}
+    is_named_signal = any(key.rsplit("/")[-1].lower() in _SIGNAL_KEYS for key in shapes)
+    return found if len(found) > 1 and len(lengths) == 1 and not is_named_signal else []
+
+
+def _from_leads(path, arrays, of_leads):
+    """The channels of arrays that are called as the leads are."""
+    matrix = np.stack([as_array(np.ravel(arrays[key]), path.stem) for key in of_leads])
+    names = [key.rsplit("/")[-1] for key in of_leads]
+    channels = from_matrix(path.stem, matrix, names, [None] * len(names), None)
+    return _Stated(path.name, {name: array for name, array in arrays.items() if name not in of_leads}).into(channels)
+
+
 class _Stated:
     """What stands beside a signal: `entries` maps names, in any case, to arrays, numbers and words.
 
@@ -167,15 +197,19 @@ class _Stated:
             value = None if value is None else _unwrapped(value)
             return None if value is None or value.size == 0 else value
 
-        rate = first(_RATE_KEYS)
+        rate, interval = first(_RATE_KEYS), first(_INTERVAL_KEYS)
         rates = [] if rate is None else sorted(set(self._numbers("sampling rate", rate).tolist()))
         if len(rates) > 1:
             raise ValueError(f"{source} states the sampling rates {rates}; expected one")
+        if interval is not None and not rates:
+            interval = self._numbers("sampling interval", interval)
+            rates = [float(1 / interval[0])] if interval.size == 1 and interval[0] > 0 else []
         self.rate = rates[0] if rates else None
-        leads, units = first(_LEAD_KEYS), first(_UNIT_KEYS)
-        self.leads, self.units = _words(leads), _words(units)
-        if self.leads is None and leads is not None:
-            self.leads = None  # "channels" may be their number
+        times = first(_TIME_KEYS)
+        self.times = times.ravel() if times is not None and times.dtype.kind in "fiu" else None
+        # "channels" may be their number, and the leads may stand under any name
+        self.leads = _words(first(_LEAD_KEYS)) or next(filter(None, map(_as_leads, entries.values())), None)
+        self.units = _words(first(_UNIT_KEYS))
         gain, baseline = first(_GAIN_KEYS), first(_BASELINE_KEYS)
         self.gain = None if gain is None else self._numbers("gain", gain)
         self.baseline = None if baseline is None else self._numbers("baseline", baseline)
@@ -183,14 +217,24 @@ class _Stated:
             raise ValueError(f"{source} states a gain of {self.gain.tolist()}; expected counts in one unit")
 
     def _numbers(self, what, value):
+        if value.dtype.kind in "SUO" and value.size == 1:  # "250 Hz"
+            words = _text(_unwrapped(value).ravel()[0]).strip()
+            value = np.asarray(re.sub(r"\s*(Hz|hertz)$", "", words, flags=re.IGNORECASE))
         try:
             return np.asarray(value).ravel().astype(np.float64)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.source} states a {what} of {value!r}; expected a number") from error
 
     def into(self, channels):
-        """Rate, units, gain and baseline into the channels, each its own where there are as many."""
+        """Rate, units, gain and baseline into the channels, each its own where there are as many. Where the time of
+        each sample stands beside them, it states the rate, too, and may have holes.
+
+        Raises:
+            ValueError: where what is stated contradicts itself, or the channels.
+        """
         count = len(channels.units)
+        if self.times is not None and {len(self.times)} == set(channels.lengths):
+            self.rate = place_in_time(channels, self.times, self.rate)
         if self.rate is not None:
             if not 0 < self.rate < np.inf:
                 raise ValueError(
@@ -228,6 +272,14 @@ def _unwrapped(value):
             break
         value = inner
     return value
+
+
+def _as_leads(value):
+    """A list of words that are all leads' names; None for anything else."""
+    if getattr(value, "ndim", None) == 0 or getattr(getattr(value, "dtype", None), "kind", "O") not in "SUO":
+        return None
+    words = _words(np.asarray(value)) if 1 < np.size(value) <= 256 else None
+    return words if words and all(map(lead_name, words)) else None
 
 
 def _words(value):
@@ -279,27 +331,36 @@ def open_matlab(path, leads):
 
 def _open_variables(path, variables, leads):
     """Any other MATLAB file with one signal in it, by itself or as a field of a struct."""
-    arrays = {}
-    for key, value in variables.items():
-        if value.dtype.names and value.size == 1:
-            arrays.update({f"{key}/{name}": _unwrapped(item) for name, item in _fields(value).items()})
-        else:
-            arrays[key] = _unwrapped(value)
+    arrays = _flat(variables)
     signals = {
         key: array
         for key, array in arrays.items()
         if array.dtype.kind in "fiu"
         and array.ndim in (2, 3)
         and max(array.shape) >= 100
-        and key.rsplit("/")[-1].lower() not in _ID_KEYS
+        and key.rsplit("/")[-1].lower() not in (*_ID_KEYS, *_TIME_KEYS)
     }
     if not signals:
         held = ", ".join(f"{key} {list(array.shape)}" for key, array in arrays.items()) or "none"
         raise ValueError(f"{path.name} has the variables {held}; expected a signal among them")
+    if _named_by_leads({name: array.shape for name, array in signals.items()}):
+        return _open_named(path, arrays, leads)
     key = _signal_key(path, {name: array.shape for name, array in signals.items()})
     return _open_named(
         path, {name: array for name, array in arrays.items() if name == key or name not in signals}, leads, key
     )
+
+
+def _flat(variables, prefix=""):
+    """{name: array} of variables, those of structs as STRUCT/FIELD, however deep."""
+    arrays = {}
+    for key, value in variables.items():
+        if value.dtype.names and value.size == 1 and prefix.count("/") < 8:
+            fields = {name: np.asarray(item) for name, item in _fields(value).items()}
+            arrays.update(_flat(fields, f"{prefix}{key}/"))
+        else:
+            arrays[f"{prefix}{key}"] = _unwrapped(value)
+    return arrays
 
 
 def _fields(struct):
@@ -318,14 +379,19 @@ def open_hdf5(path, leads):
     with file:
         found = {}
         file.visititems(lambda key, item: found.update({key: item}) if isinstance(item, h5py.Dataset) else None)
-        key = _signal_key(path, {name: item.shape or () for name, item in found.items()})
+        shapes = {name: item.shape or () for name, item in found.items()}
+        if of_leads := _named_by_leads(shapes):
+            held = {name: item[()] for name, item in found.items() if name in of_leads or (item.size or 0) <= 1000}
+            return _from_leads(path, {**held, **_attributes(file, of_leads[0])}, of_leads)
+        key = _signal_key(path, shapes)
         item = found[key]
-        beside = {name: other[()] for name, other in found.items() if name != key and (other.size or 0) <= 1000}
-        groups = [file[group] for group in _groups_of(key)]
-        stated = _Stated(
-            path.name, {**beside, **{k: v for group in groups for k, v in group.attrs.items()}, **item.attrs}
-        )
-        shape, dtype = item.shape, item.dtype
+        beside = {
+            name: other[()]
+            for name, other in found.items()
+            if name != key and ((other.size or 0) <= 1000 or name.rsplit("/")[-1].lower() in _TIME_KEYS)
+        }
+        stated = _Stated(path.name, {**beside, **_attributes(file, key)})
+        shape, dtype = shapes[key], item.dtype
         looks_like_sph = key == "ecg" and dtype == np.float16 and stated.rate is None and min(shape) == 12
         ids = first_of({name: other for name, other in found.items() if name != key}, _ID_KEYS)
         ids = None if ids is None else ids[()]
@@ -357,16 +423,18 @@ def open_hdf5(path, leads):
     return stated.into(channels)
 
 
-def _groups_of(key):
-    """The groups that a data set lies in, the outermost first."""
-    parts = key.split("/")[:-1]
-    return ["/", *("/".join(parts[: k + 1]) for k in range(len(parts)))]
+def _attributes(file, key):
+    """What is stated of a data set: its own attributes, and of the groups that it lies in the inner ones' first."""
+    parts = key.split("/")
+    places = ["/", *("/".join(parts[: k + 1]) for k in range(len(parts)))]
+    return {name: value for place in places for name, value in file[place].attrs.items()}
 
 
 def _signal_key(path, shapes):
     """Which of a file's arrays is the signal: by name, or, of one size, the only one that is no single number."""
     by_name = [key for key in shapes if key.rsplit("/")[-1].lower() in _SIGNAL_KEYS]
-    stating = (*_RATE_KEYS, *_LEAD_KEYS, *_UNIT_KEYS, *_GAIN_KEYS, *_BASELINE_KEYS, *_ID_KEYS)
+    stating = (*_RATE_KEYS, *_INTERVAL_KEYS, *_TIME_KEYS, *_LEAD_KEYS, *_UNIT_KEYS, *_GAIN_KEYS)
+    stating += (*_BASELINE_KEYS, *_ID_KEYS)
     others = [key for key in shapes if key.rsplit("/")[-1].lower() not in stating]
     many = [key for key in others if len(shapes[key]) == 3]  # beside tables of labels
     candidates = by_name or (many if len(many) == 1 else others if len(others) == 1 else list(shapes))

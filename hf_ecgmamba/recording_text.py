@@ -11,6 +11,14 @@ from .recording_channels import from_columns, is_number, lead_name, library, one
 
 _PREAMBLE_LINES = 200  # after which a file without a row of numbers is none of numbers
 _UNIT_WORDS = ("s", "sec", "seconds", "ms", "us", "ns", "hh:mm:ss.mmm", "mm:ss.mmm", "hh:mm:ss", "samples", "-", "n/a")
+# "Sampling rate: 250 Hz", "Fs,250", "Abtastrate = 1 kHz", above a table
+_STATED_RATE = re.compile(
+    r"(?:\b(?:sampl\w*|abtast\w*)[\s_-]*(?:rate|freq\w*)|\babtast(?:rate|frequenz)|\bfs)\s*(?:[(\[]hz[)\]])?"
+    r"\s*[:=,;\s]+\s*\"?(?P<rate>\d+(?:[.,]\d+)?)\s*(?P<unit>k?hz|hertz|sps)?\s*\"?\s*[;,]*\s*$",
+    re.IGNORECASE,
+)
+_STATED_UNIT = re.compile(r"\W*(?:units?|einheit)\s*[:=]\s*(?P<unit>\S+)", re.IGNORECASE)
+_CLOCK = r"(?:\d+:)?\d+:\d\d(?:[.,]\d+)?"
 _BITALINO_MILLIVOLTS = 3.3 * 1000 / 1100  # supply voltage over gain of its ECG sensor, in mV for the whole range
 
 
@@ -25,7 +33,7 @@ def open_text(path, leads=None):
         lines = [line.rstrip("\r\n") for line in islice(file, _PREAMBLE_LINES)]
     table = _Table(path, lines)
     columns, notes = _columns_of(path, table, encoding)
-    for k, steps in table.opensignals.items():
+    for k, steps in (table.opensignals or {}).items():
         columns[k] = (columns[k] / steps - 0.5) * _BITALINO_MILLIVOLTS
     matrix = np.stack(columns)
     if _is_row_by_row(matrix, table):
@@ -33,6 +41,10 @@ def open_text(path, leads=None):
     titles = table.titles if table.titles is not None else [None] * len(columns)
     if table.labels and table.titles is None:
         titles = table.labels
+    # rows may end with a separator
+    while len(columns) > 1 and np.isnan(columns[-1]).all() and (table.titles is None or len(titles) < len(columns)):
+        columns, matrix = columns[:-1], matrix[:-1]
+        titles = titles[: len(columns)]
     if len(titles) != len(columns):
         raise ValueError(f"{path.name}: {len(titles)} column names for {len(columns)} columns")
     is_words = [
@@ -42,7 +54,8 @@ def open_text(path, leads=None):
     is_words = [words or str(title).endswith("(no signal)") for words, title in zip(is_words, titles, strict=True)]
     kept = [k for k, words in enumerate(is_words) if not words]
     names = [re.sub(r"\s*[(\[].*", "", titles[k] or "") for k in kept]
-    if leads is None and len(kept) < len(titles) and not table.opensignals and not any(map(lead_name, names)):
+    is_table = table.opensignals is not None or any(map(lead_name, names))
+    if leads is None and len(kept) < len(titles) and not is_table:
         words = next(title for title, is_of_words in zip(titles, is_words, strict=True) if is_of_words)
         raise ValueError(f"{path.name}: not columns of numbers (there are words in {words!r})")
     left_out = [str(titles[k]) for k, words in enumerate(is_words) if words]
@@ -85,19 +98,33 @@ class _Table:
             rate = re.fullmatch(
                 r"([\d.,]+)\s*(hertz|hz)", " ".join(cells[1:]).strip().replace(" ,", ","), re.IGNORECASE
             )
-            if rate:
+            stated = _STATED_RATE.search(line)
+            if stated and is_number(stated["rate"]):
+                self._state_rate(stated)
+            elif rate:
                 self.rate = float(rate[1].replace(",", "."))
+            elif interval := re.fullmatch(r"(\d*\.\d+) sec(onds?)?", cells[0]):  # PhysioNet's "sample interval"
+                self.rate = round(1 / float(interval[1]), 6) if float(interval[1]) > 0 else None
             elif len(cells) == 2 and unit_in_millivolts(cells[1]) is not None and len(cells[0].split()) == 1:
                 unit = cells[1]
-            elif len(cells) == 2 and lead_name(cells[1].split()[-1] if cells[1].split() else "") and self.rate:
+            elif stated := _STATED_UNIT.fullmatch(line.strip()):
+                unit = stated["unit"]
+            elif (
+                len(cells) == 2 and self.rate and lead_name((cells[1].split() or [""])[-1]) and not lead_name(cells[0])
+            ):
                 lead = cells[1].split()[-1]
         if self.rate is not None and lead is not None:  # Apple Watch: one column, in some countries with commas
             self.separator = "\0"
             self.titles = [f"{lead} ({unit})" if unit else lead]
+        title = self.split(content[first - 1][1])[0] if first else ""
+        if self.separator == "," and lead_name(title) and re.fullmatch(r"\s*[+-]?\d+,\d+\s*", body):
+            self.separator, self.titles = "\0", [title]  # one column with decimal commas
         row = self.split(body)
         self.decimal = "," if any(re.fullmatch(r"[+-]?\d*,\d+(e[+-]?\d+)?", cell, re.I) for cell in row) else "."
         if self.titles is None:
-            self._read_titles([self.split(line) for _, line in content[:first]], len(row))
+            self._read_titles([self.split(line) for _, line in content[:first]], len(row), row[-1] == "")
+        if self.titles is not None and unit is not None:  # of those that say none themselves
+            self.titles = [f"{title} ({unit})" if lead_name(title or "") else title for title in self.titles]
         if self.titles is None and _counts_columns(self.split(content[first][1]), body):
             self.titles, self.start = self.split(content[first][1]), self.start + 1
 
@@ -113,6 +140,12 @@ class _Table:
             self.labels = [label.strip() for label in re.split(r"[,;\t]", value)]
         elif text.startswith("{"):
             self._read_opensignals(text)
+        elif stated := _STATED_RATE.search(text):
+            self._state_rate(stated)
+
+    def _state_rate(self, stated):
+        thousand = 1000.0 if (stated["unit"] or "").lower() == "khz" else 1.0
+        self.rate = float(stated["rate"].replace(",", ".")) * thousand
 
     def _read_opensignals(self, text):
         """OpenSignals' line of JSON: for each device its rate, columns, sensors and resolutions."""
@@ -137,7 +170,7 @@ class _Table:
             else:
                 self.labels[k] = f"{sensors[label]} {label}"
 
-    opensignals = {}
+    opensignals = None  # of a file of OpenSignals, {column: steps of its converter} where they are known
 
     def _is_row(self, line, following):
         """Whether a line is one of numbers: some of its cells are, and words only where the next lines have them."""
@@ -163,7 +196,7 @@ class _Table:
     @staticmethod
     def _separator_of(line, above):
         bare = re.sub(r"\"[^\"]*\"|'[^']*'", "", line)
-        for mark in (";", "\t"):
+        for mark in (";", "\t", "|"):
             if mark in bare:
                 return mark
         if "," in bare or (re.search(r"\"[^\"]*,[^\"]*\"", line) and "," in bare):
@@ -185,8 +218,8 @@ class _Table:
             cells = next(csv.reader([line], delimiter=separator, quotechar=quote, skipinitialspace=True))
         return [cell.strip().strip("'\"\ufeff") for cell in cells]
 
-    def _read_titles(self, rows, count):
-        rows = [row for row in rows if len(row) == count]
+    def _read_titles(self, rows, count, ends_empty):
+        rows = [row for row in rows if len(row) in (count, count - ends_empty)]
         if rows and len(rows) > 1 and all(_is_unit(cell) for cell in rows[-1]):
             pairs = zip(rows[-2], (cell.strip("()[]") for cell in rows[-1]), strict=True)
             self.titles = [
@@ -197,12 +230,14 @@ class _Table:
 
 
 def _is_unit(cell):
-    cell = cell.strip("()[]")
-    return cell == "" or cell.lower() in _UNIT_WORDS or unit_in_millivolts(cell) is not None
+    cell = cell.strip("()[]").lower()
+    is_of_time = re.fullmatch(r"[\d.]+ sec(onds?)?|hh:mm[hmsdy:./ -]*", cell) is not None
+    return cell == "" or is_of_time or cell in _UNIT_WORDS or unit_in_millivolts(cell) is not None
 
 
 def _is_time(cell):
-    return re.fullmatch(r"\[?\d{4}-\d\d-\d\d([ T].*)?|(\d+:)?\d+:\d\d([.,]\d+)?( .*)?", cell) is not None
+    pattern = rf"\[?(\d{{4}}-\d\d-\d\d([ T].*)?|(\d{{1,4}}[./]\d{{1,2}}[./]\d{{1,4}}[ T])?{_CLOCK}( .*)?\]?)"
+    return re.fullmatch(pattern, cell) is not None
 
 
 def _columns_of(path, table, encoding):
@@ -236,6 +271,7 @@ def _as_numbers(path, cells, decimal):
     pandas = library("pandas")
     cells = cells.fillna("").astype(str).str.strip().str.strip("'\"")
     numbers = cells.str.replace(",", ".", regex=False) if decimal == "," else cells
+    numbers = numbers.str.replace("\u2212", "-", regex=False)
     values = pandas.to_numeric(numbers, errors="coerce").to_numpy(np.float64)
     is_empty = cells.str.lower().isin(["", "-", "nan", "n/a", "na", "null"]).to_numpy()
     strange = np.isnan(values) & ~is_empty
@@ -250,13 +286,18 @@ def _as_numbers(path, cells, decimal):
 
 
 def _seconds(path, cells):
-    """Dates as ISO 8601 writes them, or clock times, in seconds since the first."""
+    """Dates as ISO 8601 writes them, or clock times, perhaps with a date in any order, in seconds since the first: of
+    these midnight alone begins a new day."""
     try:
-        if "-" in cells.iloc[0]:
+        if re.match(r"\d{4}-", cells.iloc[0]):
             times = library("pandas").to_datetime(cells.str.replace(",", ".", regex=False), format="mixed")
             return (times - times.iloc[0]).dt.total_seconds().to_numpy()
-        parts = [[float(part) for part in cell.split()[0].replace(",", ".").split(":")] for cell in cells]
-        values = np.array([sum(part * 60.0**k for k, part in enumerate(reversed(time))) for time in parts])
+        clocks = [re.search(_CLOCK, cell)[0].replace(",", ".").split(":") for cell in cells]
+        values = np.array([sum(float(part) * 60.0**k for k, part in enumerate(reversed(clock))) for clock in clocks])
+        halves = cells.str.upper().str.extract(r"\b([AP])\.?M", expand=False)
+        if halves.notna().all():
+            values = values % 43_200.0 + np.where(halves == "P", 43_200.0, 0.0)
+        values = values + 86_400.0 * np.cumsum(np.diff(values, prepend=values[0]) < -43_200.0)
     except (ValueError, TypeError, IndexError) as error:
         raise ValueError(f"{path.name}: its column of times cannot be read ({one_line(error)})") from error
     return values - values[0]

@@ -21,7 +21,7 @@ _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _RECORD = re.compile(
     r"(?P<name>\S+?)(?:/(?P<segments>\d+))?\s+(?P<signals>\d+)(?:\s+(?P<rate>\S+))?(?:\s+(?P<rest>.+))?"
 )
-_RATE = re.compile(rf"(?P<rate>{_NUMBER})(?:/{_NUMBER}(?:\({_NUMBER}\))?)?")
+_RATE = re.compile(rf"(?P<rate>{_NUMBER})(?:/{_NUMBER}(?:\({_NUMBER}\))?)?(?:hz)?", re.IGNORECASE)
 _SIGNAL = re.compile(
     r"(?P<file>\S+)\s+(?P<format>\d+)(?:x(?P<per_frame>\d+))?(?::(?P<skew>\d+))?(?:\+(?P<offset>\d+))?"
     rf"(?:\s+(?P<gain>{_NUMBER})(?:\((?P<baseline>{_NUMBER})\))?(?:/(?P<units>\S+))?(?=\s|$)"
@@ -50,8 +50,8 @@ class WfdbSignal:
     def line(self, file_name):
         """The line again, as wfdb reads it, for a signal file under another name."""
         extent = f"{self.format}x{self.per_frame}:{self.skew}+{self.byte_offset}"
-        units = self.units if self.units.isascii() else "mV"  # wfdb drops the rest; who asks has it from here
-        gain = f"{self.gain or DEFAULT_GAIN!r}({self.baseline:.0f})/{units}"
+        # wfdb drops some units; who asks for a signal's has it from here
+        gain = f"{self.gain or DEFAULT_GAIN!r}({self.baseline:.0f})/mV"
         return f"{file_name} {extent} {gain} 0 {self.zero} {self.initial} 0 0 {self.name or ''}".rstrip()
 
 
@@ -83,7 +83,7 @@ def read_wfdb_header(path) -> WfdbHeader:
     with open(path, "rb") as file:
         content = file.read()
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError:
         text = content.decode("latin-1")
     lines = [line for line in map(str.strip, text.splitlines()) if line and line[0] != "#"]
@@ -96,7 +96,7 @@ def read_wfdb_header(path) -> WfdbHeader:
     if first["rate"] is None:
         header.notes.append(f"the header states no sampling rate: {DEFAULT_RATE:g} Hz, as WFDB has it")
     else:
-        rate = _RATE.fullmatch(first["rate"])
+        rate = _RATE.fullmatch(first["rate"].replace(",", "."))
         header.sampling_rate = float(rate["rate"]) if rate else 0.0
         if not 0 < header.sampling_rate < np.inf:
             raise ValueError(

@@ -430,6 +430,26 @@ def test_a_unit_that_cannot_be_right_is_noted():
     assert extractor(signal, sampling_rate=100, units="uV").notes == [(), ()]
 
 
+@pytest.mark.parametrize(
+    ("factor", "words", "is_doubt"),
+    [
+        (1, None, False), (3, None, False), (0.3, None, False), (10, "too much for an ECG: is the unit right?", True),
+        (4.5, "much for an ECG: is the unit right?", False), (0.1, "little for an ECG: is the unit right?", False),
+        (0.03, "too little for an ECG: is the unit right?", True),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("rate", [100, 500])
+def test_ten_times_too_much_is_refused_and_what_is_unusual_noted(factor, words, is_doubt, rate):
+    """With a stated unit, which may be wrong: 0.1 mV called mV, or the other way round."""
+    signal, extractor = (factor * heart(10 * rate, rate)).astype(np.float32), EcgMambaFeatureExtractor()
+    (window,) = extractor.windows({"array": signal, "sampling_rate": rate, "units": "mV"})
+    of_batch = extractor(np.stack([signal, signal]), sampling_rate=rate, units="mV").notes
+    assert (window.doubt is not None) is is_doubt
+    said = [*window.notes, *([window.doubt.reason] if is_doubt else [])]
+    assert [note for note in said if "unit" in note and words in note] if words else said == []
+    assert of_batch == [tuple(said)] * 2
+
+
 def test_a_batch_is_looked_at_as_closely_as_one():
     batch = noise(2, 12, 1000)
     extractor = EcgMambaFeatureExtractor()

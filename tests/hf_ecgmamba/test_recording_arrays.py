@@ -284,3 +284,69 @@ def test_one_recording_is_one_whatever_its_axes(tmp_path):
         open_recording(tmp_path / "one.npy", sampling_rate=100, record=3)
     with pytest.raises(ValueError, match="one is one recording; record is 3"):
         open_recording(one, record=3)
+
+
+# -- what stands beside a signal --------------------------------------------------------------------------------------
+
+
+def write_named(path, arrays):
+    """numpy's, MATLAB's or HDF5's file of these arrays, as the ending says."""
+    import h5py
+    from scipy.io import savemat
+
+    if path.suffix == ".npz":
+        np.savez(path, **arrays)
+    elif path.suffix == ".mat":
+        savemat(path, {name: np.array(item, object) if name == "order" else item for name, item in arrays.items()})
+    else:
+        with h5py.File(path, "w") as file:
+            for name, item in arrays.items():
+                file[name] = item
+
+
+@pytest.mark.parametrize("ending", [".npz", ".mat", ".h5"])
+def test_what_stands_beside_a_signal_is_used_or_contradicted(tmp_path, ending):
+    signal, path = heart(1500, rate=250).astype(np.float32), tmp_path / f"a{ending}"
+    time = np.arange(1500) / 250
+    for beside in (
+        {"time": time}, {"t": time * 1000}, {"dt": 0.004}, {"sampling_rate_hz": 250}, {"sample_frequency": 250.0},
+        {"fs": "250 Hz"}, {"time": time, "fs": 250},
+    ):  # fmt: skip
+        write_named(path, {"ecg": signal, **beside})
+        recording = read_recording(path)
+        assert recording.sampling_rate == 250, beside
+        np.testing.assert_array_equal(recording.signal, signal)
+    write_named(path, {"ecg": signal, "time": time, "fs": 500})
+    with pytest.raises(ValueError, match="states 500 Hz, but its times 250 Hz"):
+        read_recording(path)
+    there = (np.arange(1500) < 400) | (np.arange(1500) >= 600)
+    write_named(path, {"ecg": signal[:, there], "time": time[there]})
+    recording = read_recording(path)
+    np.testing.assert_array_equal(np.isnan(recording.signal), np.broadcast_to(~there, (12, 1500)))
+    np.testing.assert_array_equal(recording.signal[:, there], signal[:, there])
+    assert any("200 samples missing by the times" in note for note in recording.notes)
+    span = open_recording(path).read(390, 610).signal
+    np.testing.assert_array_equal(span, recording.signal[:, 390:610])
+    # the leads, by whatever name
+    write_named(path, {"ecg": signal, "fs": 250, "order": list(STANDARD_LEADS[::-1])})
+    assert read_recording(path).leads == STANDARD_LEADS[::-1]
+
+
+@pytest.mark.parametrize("ending", [".npz", ".mat", ".h5"])
+def test_an_array_for_each_lead(tmp_path, ending):
+    path = tmp_path / f"a{ending}"
+    signal = {lead: heart(500)[STANDARD_LEADS.index(lead)] for lead in ("V6", "II", "I")}
+    write_named(path, {**signal, "fs": 100, "age": 50})
+    recording = read_recording(path)
+    assert set(recording.leads) == {"I", "II", "V6"} and recording.sampling_rate == 100
+    for lead, row in zip(recording.leads, recording.signal, strict=True):
+        np.testing.assert_allclose(row, signal[lead], atol=1e-6)
+
+
+def test_structs_in_structs(tmp_path):
+    from scipy.io import savemat
+
+    savemat(tmp_path / "a.mat", {"study": {"patient": {"age": 50}, "record": {"ecg": heart(500), "fs": 100}}})
+    recording = read_recording(tmp_path / "a.mat")
+    assert recording.sampling_rate == 100
+    np.testing.assert_allclose(recording.signal, heart(500), atol=1e-6)

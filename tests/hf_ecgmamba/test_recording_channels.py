@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hf_ecgmamba.recording import open_recording, read_recording
-from hf_ecgmamba.recording_channels import STANDARD_LEADS, Recording, lead_name
+from hf_ecgmamba.recording_channels import STANDARD_LEADS, Recording, lead_name, unit_in_millivolts
 from tests.hf_ecgmamba.signals import heart, waves
 
 
@@ -24,13 +24,21 @@ from tests.hf_ecgmamba.signals import heart, waves
         ("DII", "II"),
         ("vx", "VX"),
         ("'V5'", "V5"),
+        ("LeadII", "II"),
+        ("I lead", "I"),
+        ("ECGV1", "V1"),
+        ("V-1", "V1"),
+        ("V01", "V1"),
+        ("aV R", "aVR"),
+        ("LIII", "III"),
+        ("Ableitung V3", "V3"),
     ],
 )
 def test_lead_names_in_any_writing(written, lead):
     assert lead_name(written) == lead
 
 
-@pytest.mark.parametrize("name", ["-aVR", "ECG", "ECG 1", "col 0", "PLETH", "Fp1", "V10", ""])
+@pytest.mark.parametrize("name", ["-aVR", "ECG", "ECG 1", "col 0", "PLETH", "V10", "VR", "V1R", ""])
 def test_other_names_are_no_leads(name):
     assert lead_name(name) is None
 
@@ -62,11 +70,33 @@ def test_the_first_of_two_channels_for_one_lead_counts():
     np.testing.assert_array_equal(recording.signal, pair[:1])
 
 
-@pytest.mark.parametrize(("unit", "scale"), [("mV", 1), ("uV", 1e3), ("µV", 1e3), ("V", 1e-3), ("nV", 1e6), (0.5, 2)])
+@pytest.mark.parametrize(
+    ("unit", "scale"),
+    [
+        ("mV", 1), ("uV", 1e3), ("µV", 1e3), ("V", 1e-3), ("nV", 1e6), (0.5, 2), ("[mV]", 1), ("\u03bcV", 1e3),
+        ("micro-Volts", 1e3), ("microV", 1e3), ("u_V", 1e3), ("mVolt", 1), ("æV", 1e3), ("ÂµV", 1e3),
+        ("&micro;V", 1e3),
+        ("10uV", 1e2), ("4.88 uV", 1e3 / 4.88), ("0.001V", 1), ("1e-3 V", 1), ("0,5", 2),
+    ],
+)  # fmt: skip
 def test_units_become_millivolts(unit, scale):
     signal = waves(12, 300)
     recording = read_recording({"array": signal * scale, "sampling_rate": 100, "units": unit})
     np.testing.assert_allclose(recording.signal, signal, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("unit", ["mV/bit", "kV", "adu", "%", "mmV", "0 V", "-1 mV", "1/1000", "M"])
+def test_other_units_are_no_voltages(unit):
+    assert unit_in_millivolts(unit) is None
+
+
+@pytest.mark.parametrize("unit", ["?", "n/a", "nan", "unknown", "-", ""])
+def test_a_unit_that_says_nothing_is_none(tmp_path, unit):
+    np.savez(tmp_path / "a.npz", signal=waves(2, 300) * [[1], [1000]], fs=100, leads=["I", "II"], units=["mV", unit])
+    with pytest.raises(ValueError, match="states no unit for II"):
+        read_recording(tmp_path / "a.npz")
+    recording = read_recording(tmp_path / "a.npz", units=["mV", "uV"])
+    np.testing.assert_allclose(recording.signal, waves(2, 300), rtol=1e-5, atol=1e-6)
 
 
 def test_numbers_that_cannot_be_millivolts_need_their_unit():
@@ -131,7 +161,13 @@ def test_columns_are_read_by_their_names_in_any_order():
         read_recording(table[["I", "II"]].rename(columns={"I": "a", "II": "b"}), sampling_rate=100)
 
 
-@pytest.mark.parametrize("kind", ["seconds", "milliseconds", "timedelta index", "datetime index", "datetime column"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "seconds", "milliseconds", "timedelta index", "datetime index", "datetime column", "zone index", "zone column",
+        "float index", "two clocks", "Unix",
+    ],
+)  # fmt: skip
 def test_a_tables_time_gives_its_rate_and_its_holes(kind):
     import pandas as pd
 
@@ -144,6 +180,17 @@ def test_a_tables_time_gives_its_rate_and_its_holes(kind):
         table.index = pd.to_timedelta(seconds, unit="s")
     elif kind == "datetime index":
         table.index = pd.to_datetime("2024-05-01") + pd.to_timedelta(seconds, unit="s")
+    elif kind == "zone index":
+        table.index = pd.to_datetime("2024-05-01").tz_localize("Europe/Lisbon") + pd.to_timedelta(seconds, unit="s")
+    elif kind == "zone column":
+        table["time"] = pd.to_datetime("2024-05-01").tz_localize("Europe/Lisbon") + pd.to_timedelta(seconds, unit="s")
+    elif kind == "float index":
+        table.index = seconds
+    elif kind == "two clocks":  # that of the phone is less exact
+        table["Phone timestamp"] = np.sort(seconds + np.random.default_rng(0).uniform(0, 0.3, len(seconds)))
+        table["sensor timestamp [ns]"] = 1_700_000_000_000_000_000 + np.round(seconds * 1e9).astype(np.int64)
+    elif kind == "Unix":
+        table["timestamp"] = 1.7e12 + seconds * 1000
     else:
         table["time"] = pd.to_datetime("2024-05-01") + pd.to_timedelta(seconds, unit="s")
     recording = read_recording(table)
@@ -170,6 +217,49 @@ def test_rounded_times_give_the_rate_and_no_holes(rate, decimals):
     table["time"] = np.arange(len(table))[::-1] / rate
     with pytest.raises(ValueError, match="'time' does not run forwards"):
         read_recording(table)
+
+
+def test_titles_with_their_units():
+    table = frame(("I", "II", "V1")) * [1, 1000, 1]
+    for titles in (("I_mV", "II_uV", "V1_mV"), ("I/mV", "II/µV", "V1/mV"), ("I in mV", "II in uV", "V1 in mV"),
+                   ("Lead I mV", "Lead II uV", "Lead V1 [mV]")):  # fmt: skip
+        table.columns = titles
+        recording = read_recording(table, sampling_rate=100)
+        assert recording.leads == ("I", "II", "V1")
+        np.testing.assert_allclose(recording.signal, frame(("I", "II", "V1")).T, atol=1e-6)
+
+
+def test_a_table_with_a_row_for_each_lead():
+    recording = read_recording(frame(("I", "II", "V1")).T, sampling_rate=100)
+    assert recording.leads == ("I", "II", "V1")
+    np.testing.assert_allclose(recording.signal, frame(("I", "II", "V1")).T, atol=1e-6)
+
+
+def test_tables_of_polars():
+    polars = pytest.importorskip("polars", reason="polars is absent")
+    leads = STANDARD_LEADS[::-1]
+    table = polars.DataFrame({lead: heart(500)[STANDARD_LEADS.index(lead)] for lead in leads})
+    recording = read_recording(table, sampling_rate=100)
+    assert recording.leads == leads
+    np.testing.assert_allclose(recording.signal, heart(500)[::-1], atol=1e-6)
+    np.testing.assert_allclose(read_recording(table["V2"], sampling_rate=100).signal[0], heart(500)[7], atol=1e-6)
+    assert read_recording(table.select("aVF", "I"), sampling_rate=100).leads == ("aVF", "I")
+    timed = table.with_columns(
+        (polars.datetime(2024, 5, 1) + polars.duration(milliseconds=4 * polars.int_range(500))).alias("time")
+    )
+    assert read_recording(timed).sampling_rate == 250
+    missing = table.with_columns(polars.when(polars.int_range(500) == 7).then(None).otherwise("II").alias("II"))
+    signal = read_recording(missing, sampling_rate=100).signal
+    assert np.argwhere(np.isnan(signal)).tolist() == [[10, 7]]
+    counts = table.select((polars.all() * 1000).round().cast(polars.Int16))
+    with pytest.raises(ValueError, match="whole numbers, as a converter counts"):
+        read_recording(counts, sampling_rate=100)
+    counts = counts.with_columns(polars.when(polars.int_range(500) == 7).then(-32768).otherwise("II").alias("II"))
+    signal = read_recording(counts, sampling_rate=100, units="uV").signal
+    assert np.argwhere(np.isnan(signal)).tolist() == [[10, 7]]
+    with pytest.raises(ValueError, match="'a', no lead's name"):
+        read_recording(table.select("II").rename({"II": "a"}), sampling_rate=100)
+    assert read_recording(table.to_arrow(), sampling_rate=100).leads == leads
 
 
 def test_each_lead_has_its_own_unit_and_one_without_is_judged_alone():

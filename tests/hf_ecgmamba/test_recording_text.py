@@ -1,5 +1,8 @@
 """Columns of numbers."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 
@@ -130,6 +133,23 @@ def rows(separator=",", decimal=".", before=lambda k: "", behind=lambda k: "", q
         "I\tII\n" + rows("\t", ","),
         "I,II\n" + rows(",", ",", quote='"'),
         "I II\n" + rows(" "),
+        "I|II\n" + rows("|"),
+        "I,II\n" + rows().replace("-", "\u2212"),
+        "I,II\n" + rows(behind=lambda k: ","),
+        "I_mV,II_mV\n" + rows(),
+        "Sampling rate: 100 Hz\nI,II\n" + rows(),
+        "Fs,100\nI,II\n" + rows(),
+        "# fs = 0.1 kHz\nI,II\n" + rows(),
+        "Patient;Erika Mustermann\nAbtastrate;100,0 Hz\nEinheit;mV\n\nI;II\n" + rows(";", ","),
+        "Time,I,II\n" + rows(before=lambda k: f"01.02.2024 10:00:{k / 100:06.3f},"),
+        "Time,I,II\n" + rows(before=lambda k: f"2/1/2024 10:00:{k / 100:06.3f},"),
+        "Time,I,II\n"
+        + rows(before=lambda k: f"11:59:{58 + k / 100:06.3f} AM," if k < 200 else f"12:00:0{k / 100 - 2:.3f} PM,"),
+        "Time,I,II\n"
+        + rows(before=lambda k: f"23:59:{58 + k / 100:06.3f}," if k < 200 else f"00:00:0{k / 100 - 2:.3f},"),
+        "'Time and date','I','II'\n'hh:mm:ss.mmm dd/mm/yyyy','mV','mV'\n"
+        + rows(before=lambda k: f"'[10:00:{k / 100:06.3f} 01/02/2020]',"),
+        "'sample interval','I','II'\n'0.01 sec','mV','mV'\n" + rows(before=lambda k: f"{k},"),
         "Time,I,II\n" + rows(before=lambda k: f"2024-01-01 10:00:{k / 100:06.3f},"),
         "Time,I,II\n" + rows(before=lambda k: f"2024-01-01T10:00:{k / 100:06.3f}Z,"),
         "time;I;II\n" + rows(";", ",", before=lambda k: f"{k / 100:.2f}".replace(".", ",") + ";"),
@@ -147,8 +167,8 @@ def rows(separator=",", decimal=".", before=lambda k: "", behind=lambda k: "", q
 def test_columns_as_spreadsheets_and_viewers_write_them(tmp_path, text):
     path = tmp_path / "a.csv"
     path.write_text(text)
-    named = any(lead in text[:60] for lead in ("I,", "I;", "I\t", "I ", "I'"))
-    given = {} if "ime" in text[:20] else {"sampling_rate": 100}
+    named = any(lead in text[:90] for lead in ("I,", "I;", "I\t", "I ", "I'", "I|", "I_"))
+    given = {} if re.search("ime|Samp|Fs|fs|rate|interval", text[:50]) else {"sampling_rate": 100}
     recording = read_recording(path, **given, **({} if named else {"leads": ["I", "II"]}))
     assert recording.leads == ("I", "II") and recording.sampling_rate == pytest.approx(100)
     np.testing.assert_allclose(recording.signal, SIGNAL, atol=1e-6)
@@ -201,3 +221,36 @@ def test_opensignals(tmp_path):
     recording = read_recording(tmp_path / "opensignals.txt", leads=["II"])
     assert recording.leads == ("II",) and recording.sampling_rate == 1000
     np.testing.assert_allclose(recording.signal, (counts[None] / 1024 - 0.5) * 3, atol=1e-5)
+
+
+def test_a_unit_above_a_table_is_that_of_its_leads(tmp_path):
+    table = "\n".join(";".join(f"{value * 1000:.0f}" for value in row) for row in ROWS)
+    for head in ("Einheit;µV\nI;II\n", "Unit: uV\nI;II\n"):
+        (tmp_path / "a.csv").write_text(head + table)
+        np.testing.assert_allclose(read_recording(tmp_path / "a.csv", sampling_rate=100).signal, SIGNAL, atol=1e-6)
+
+
+def test_one_column_with_decimal_commas(tmp_path):
+    (tmp_path / "a.csv").write_text("II\n" + "\n".join(f"{value:.3f}".replace(".", ",") for value in SIGNAL[0]))
+    recording = read_recording(tmp_path / "a.csv", sampling_rate=100)
+    np.testing.assert_allclose(recording.signal, SIGNAL[:1], atol=1e-6)
+
+
+def test_a_column_called_sample_beside_one_of_time(tmp_path):
+    (tmp_path / "a.csv").write_text("timestamp,sample\n" + "\n".join(f"{8 * k},{v}" for k, v in enumerate(SIGNAL[0])))
+    recording = read_recording(tmp_path / "a.csv", leads=["II"])
+    assert recording.sampling_rate == 125
+    np.testing.assert_allclose(recording.signal, SIGNAL[:1], atol=1e-6)
+
+
+def test_opensignals_of_a_device_whose_gain_is_not_known_asks_for_the_unit(tmp_path):
+    """Whose columns of counters and switches are no words that stand in the way."""
+    device = {"device": "biosignalsplux", "sampling rate": 1000, "column": ["nSeq", "DI", "CH1"], "label": ["CH1"],
+              "sensor": ["ECG"], "resolution": [4, 1, 16]}  # fmt: skip
+    lines = [f"{k % 16}\t0\t{32768 + 5000 * value:.0f}" for k, value in enumerate(SIGNAL[0])]
+    head = "# OpenSignals Text File Format\n# " + json.dumps({"00:07": device}) + "\n# EndOfHeader\n"
+    (tmp_path / "a.txt").write_text(head + "\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match="states no unit, and its values are whole numbers"):
+        read_recording(tmp_path / "a.txt", leads=["ECG=II"])
+    recording = read_recording(tmp_path / "a.txt", leads=["ECG=II"], units=1 / 5000)
+    np.testing.assert_allclose(recording.signal - recording.signal[:, :1], SIGNAL[:1] - SIGNAL[0, 0], atol=1e-3)

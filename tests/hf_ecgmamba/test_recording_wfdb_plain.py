@@ -76,6 +76,8 @@ def two_leads(tmp_path):
         "rec 2 500 12:33:59",
         "rec 2 500",
         "rec 2 5.0e+02 2000",
+        "rec 2 500Hz 2000",
+        "rec 2 500,0 2000",
         "rec 2 5E2/500(0) 2000",
         "rec.mat 2 500. 2000.0",
         "\ufeff# written elsewhere\n\n  rec 2 500 2000",
@@ -96,7 +98,7 @@ def test_several_skews(two_leads, tmp_path, fmt):
     np.testing.assert_array_equal(signal[1], [*plain[1, 5:], *[np.nan] * 5])
 
 
-@pytest.mark.parametrize("unit", ["uV", "\u00b5V", "\u03bcV"])
+@pytest.mark.parametrize("unit", ["uV", "\u00b5V", "\u03bcV", "[uV]", "micro-Volt"])
 @pytest.mark.parametrize("fmt", ["16", "61"])
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
 def test_microvolts_are_not_volts(two_leads, tmp_path, unit, fmt, encoding):
