@@ -11,8 +11,8 @@
     python benchmarks/mse_conversations.py simsv2 --llm llms/SmolLM2-135M-Instruct
 
 MELD: weighted F1; CH-SIMS v2: mean absolute error, correlation and accuracy of the sign. Strengths, class weights and
-the probe's layer are chosen on the validation split; the adapter's rows are means over its seeds, from the results.json
-that training left. The adapter starts as a probe of the mix of its layers: what is above that, training has added.
+the probe's layer are chosen on the validation split; the adapter's rows are means over its seeds, from results.json,
+which training left. The adapter starts as a probe of the mix of its layers: what is above that, training has added.
 """
 
 import argparse

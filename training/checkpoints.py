@@ -22,7 +22,7 @@ MADE_WITH, FINISHED = "made_with.json", "metrics.json"
 # data lies and how it is read is among them, because its content is compared itself.
 HARMLESS = {
     *("output_dir", "resume_from_checkpoint", "seeds", "data_path", "data_dir", "cache_dir", "preprocessing_workers"),
-    *("clip_cache", "clip_processes", "publish_to", "card_notice", "card_license"),
+    *("clip_cache", "clip_processes", "publish_to", "card", "card_notice", "card_license"),
     *("logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter", "log_on_each_node"),
     *("log_level", "log_level_replica", "disable_tqdm", "include_num_input_tokens_seen", "skip_memory_metrics"),
     *("report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),

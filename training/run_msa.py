@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from transformers import AutoTokenizer, BitsAndBytesConfig, set_seed
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -224,13 +225,33 @@ class MsaTrainingArguments(RecipeArguments):
     card_notice: str | None = field(
         default=None, metadata={"help": "What the model card shall say first, such as the data's terms of use."}
     )
+    card: str | None = field(
+        default=None,
+        metadata={
+            "help": "A yaml file with words for the model card, by the names in the braces of its template, and its "
+            "license: they win over what training writes."
+        },
+    )
 
     def __post_init__(self):
         super().__post_init__()
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds is {self.seeds}; expected one or more different numbers")
+        self.card_words()
         if self.seed != type(self).__dataclass_fields__["seed"].default:
             raise ValueError(f"seed is {self.seed}; expected seeds instead, one training each")
+
+    def card_words(self):
+        """What the file `card` says (dict[str, str])."""
+        if self.card is None:
+            return {}
+        try:
+            words = yaml.safe_load(Path(self.card).read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"card is {self.card}, which is no yaml: {error}") from None
+        if not isinstance(words, dict) or not all(isinstance(text, str) for text in words.values()):
+            raise ValueError(f"card is {self.card}; expected a mapping of names to texts")
+        return words
 
 
 ARGUMENTS = (DataArguments, FeatureAugmentation, ModelArguments, MsaTrainingArguments)
@@ -511,7 +532,8 @@ def train_seed(
     if trainer.is_world_process_zero():
         card = card_texts(folder, data, splits, trainer.state.epoch, metrics)
         card |= {"notice": training.card_notice} if training.card_notice else {}
-        save_for_hub(model, processor, folder, card=card, license=training.card_license)
+        card |= training.card_words()
+        save_for_hub(model, processor, folder, license=card.pop("license", training.card_license), card=card)
         write_json(folder / "history.json", history)
         # last, because it says that all the rest is there
         write_json(folder / FINISHED, metrics)
