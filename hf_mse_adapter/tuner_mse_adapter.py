@@ -20,13 +20,14 @@ from .adapted_language_model import (
     predict_with_adapter,
     prepare_inputs,
     require_embeddings_are_enough,
-    require_head_layers,
+    require_head_fits,
     require_width,
     train_only_adapter,
 )
 from .backbone_source import as_plain_weights, differing_weight, differs_from_source
 from .configuration_mse_adapter import MseAdapterConfig, known_to_peft
 from .modeling_mse_adapter import PEFT_CONTAINER, MseAdapter
+from .sharded_weights import full_shape, with_whole_weights
 
 logger = logging.get_logger(__name__)
 
@@ -51,8 +52,7 @@ class MseAdapterLayer(nn.Module, BaseTunerLayer):
         return self.base_layer.num_embeddings
 
     def add_adapter(self, adapter_name, config):
-        weight = self.base_layer.weight
-        adapter = MseAdapter(config, hidden_size=weight.shape[-1])
+        adapter = MseAdapter(config, hidden_size=full_shape(self.base_layer.weight)[-1])
         # float32 whatever the LLM's dtype; on meta, the weights still have to be loaded
         if not any(parameter.is_meta for parameter in adapter.parameters()):
             adapter.to(device_of(self.base_layer))
@@ -89,7 +89,7 @@ class MseAdapterModel(BaseTuner):
                 f"the LLM is not what {name} gives ({difference}): save it, too, and load the adapter into it by "
                 "PeftModel.from_pretrained; by that name alone it would find another LLM"
             )
-        require_head_layers(peft_config, model)
+        require_head_fits(peft_config, model)
         embedding = model.get_input_embeddings()
         self._embedding_name = next(name for name, module in model.named_modules() if module is embedding)
 
@@ -136,11 +136,15 @@ class MseAdapterModel(BaseTuner):
         layer = self._layer()
         return layer.disable_adapters or not layer.mse_adapter_modules
 
+    def get_input_embeddings(self):
+        """The LLM's own (`nn.Embedding`), without the adapters that are kept beside it."""
+        return self._layer().base_layer
+
     def set_input_embeddings(self, value):
         """As `PreTrainedModel.set_input_embeddings`: the LLM gets another embedding, the adapters stay."""
         layer = self._layer()
-        if value is not layer:
-            require_width(value, layer.base_layer.weight.shape[-1])
+        if value not in (layer, layer.base_layer):
+            require_width(value, full_shape(layer.base_layer.weight)[-1])
             layer.base_layer = value.requires_grad_(False)
 
     def delete_adapter(self, adapter_name):
@@ -166,6 +170,7 @@ class MseAdapterModel(BaseTuner):
             self.model.set_input_embeddings(layer)
         return layer.base_layer
 
+    @with_whole_weights
     def prepare_inputs(self, **batch):
         """inputs_embeds, attention_mask and position_ids for the LLM, see [`prepare_inputs`]."""
         return prepare_inputs(self.adapter, self.model, **batch)
@@ -178,6 +183,7 @@ class MseAdapterModel(BaseTuner):
             raise ValueError(f"{len(args)} arguments came by position; expected all by name")
         return forward_with_adapter(self.adapter, self.model, self.model.config, **kwargs)
 
+    @with_whole_weights
     @torch.no_grad()
     def generate(self, *args, **kwargs):
         """The new tokens only, see `generate_with_adapter`; with the adapter disabled, what the LLM returns."""
@@ -187,6 +193,10 @@ class MseAdapterModel(BaseTuner):
             raise ValueError(f"{len(args)} arguments came by position; expected all by name")
         return generate_with_adapter(self.adapter, self.model, **kwargs)
 
+    def _run_whole(self, function):
+        return function()
+
+    @with_whole_weights
     def predict(self, batch, answers, method=None):
         """`list[Prediction]` for a batch, see `MseForConditionalGeneration.predict`. With the adapter disabled, what
         the LLM itself answers to the same tokens; no head answers then."""

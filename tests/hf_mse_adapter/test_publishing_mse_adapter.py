@@ -56,6 +56,7 @@ def test_what_a_published_folder_holds(tmp_path):
         "processing_mse_adapter.py",
         "processor_config.json",
         "requirements.txt",
+        "sharded_weights.py",
         "speech_recognition.py",
         "tokenizer.json",
         "tokenizer_config.json",
