@@ -25,6 +25,7 @@ from .lower_layers import (
     run_and_see_last_states,
     states_after,
 )
+from .sharded_weights import full_shape, full_state_dict, is_sharded, is_writer, loads_on_one_process
 
 logger = logging.get_logger(__name__)
 
@@ -169,6 +170,8 @@ def _embedded(
         came = None if input_ids is None else list(input_ids.shape)
         raise ValueError(f"input_ids has the shape {came}; expected [batch, length] with at least one token")
     embedding = llm.get_input_embeddings()
+    if embedding.weight.is_meta and getattr(embedding, "_hf_hook", None) is None:
+        raise ValueError("the LLM's weights are on the meta device; expected weights that were loaded")
     input_ids = _known_ids(input_ids, embedding.num_embeddings, attention_mask, pseudo_token_mask)
     embeds = embedding(input_ids)
     device = embeds.device
@@ -643,10 +646,34 @@ def _prompts(batch):
     return {name: batch[name] for name in BATCH_FIELDS if name in batch}
 
 
-def require_head_layers(config, llm):
-    """Raise ValueError where `head_layers` names a layer that the LLM does not have."""
+def require_head_fits(config, llm):
+    """Raise ValueError where `head_layers` names a layer that the LLM does not have, or a head would read states of
+    another width than the embeddings'."""
     if config.head_layers is not None and config.head_layers[-1] > (count := num_layers_of(llm)):
         raise ValueError(f"head_layers is {config.head_layers}; expected layers from 1 to {count}, as the LLM has")
+    if config.head == "none":
+        return
+    if config.head_layers is not None and loads_on_one_process():
+        raise ValueError(
+            "fsdp_cpu_ram_efficient_loading is true, but accelerate hands out no buffers, in which head_layers keeps "
+            "means and deviations; expected false"
+        )
+    width, came = embedding_width(llm), _width_of_states(llm, config.head_layers)
+    if came not in (None, width):
+        raise ValueError(
+            f"head is {config.head!r}, but the LLM is a {type(without_peft(llm)).__name__} with hidden states of "
+            f"width {came} and embeddings of width {width}; expected one width, or head 'none'"
+        )
+
+
+def _width_of_states(llm, layers):
+    """Width of what a head reads: what the output layer is given, or what layers give."""
+    llm = without_peft(llm)
+    output_layer = llm.get_output_embeddings()
+    if layers is None and output_layer is not None:
+        width = getattr(output_layer, "in_features", None)
+        return full_shape(output_layer.weight)[-1] if width is None else width
+    return getattr(llm.config.get_text_config(), "hidden_size", None)
 
 
 def train_only_adapter(llm, mode=True):
@@ -663,13 +690,13 @@ def train_only_adapter(llm, mode=True):
 
 def embedding_width(llm):
     """Width of an LLM's input embeddings."""
-    return llm.get_input_embeddings().weight.shape[-1]
+    return full_shape(llm.get_input_embeddings().weight)[-1]
 
 
 def require_width(embedding, width):
     """Raise ValueError where an embedding has another width than an adapter was made for."""
-    if embedding.weight.shape[-1] != width:
-        raise ValueError(f"the embedding has the width {embedding.weight.shape[-1]}; expected {width}, as the LLM's")
+    if (came := full_shape(embedding.weight)[-1]) != width:
+        raise ValueError(f"the embedding has the width {came}; expected {width}, as the LLM's")
 
 
 def device_of(embedding):
@@ -695,8 +722,11 @@ def load_language_model(name, **options):
 
 def save_language_model(llm, folder):
     """Write an LLM into a folder of a model's own folder. Code that it brings is looked for beside the model's, so it
-    stands there, too."""
-    llm.save_pretrained(folder)
+    stands there, too. Where several processes share its weights out, all have to call it, and the first writes."""
+    state_dict = full_state_dict(llm)
+    if state_dict is not None and not is_writer():
+        return
+    llm.save_pretrained(folder, state_dict=state_dict)
     for file in Path(folder).glob("*.py"):
         shutil.copyfile(file, Path(folder).parent / file.name)
 
@@ -745,7 +775,7 @@ def _require_inputs_embeds(llm):
             "before ours; expected one without prompt learning"
         )
     embedding = llm.get_input_embeddings()
-    if not is_remote_code(llm) or embedding.weight.is_meta:
+    if not is_remote_code(llm) or embedding.weight.is_meta or is_sharded(embedding.weight):
         return
     ids = torch.arange(8, device=embedding.weight.device).view(2, 4) % embedding.weight.shape[0]
     options = {"attention_mask": torch.ones_like(ids)} | plainly(llm)

@@ -10,6 +10,8 @@ import logging
 import numpy as np
 import torch
 
+from .sharded_weights import full_shape, full_weight, weights_come_later
+
 logger = logging.getLogger(__name__)
 
 MINIMUM_COSINE = 0.98
@@ -36,14 +38,15 @@ def likeness_of(llm):
         most 64]}, which JSON can hold.
     """
     rows = {}
-    embedding = llm.get_input_embeddings()
-    for row in np.linspace(0, embedding.weight.shape[0] - 1, NUM_EMBEDDINGS).astype(int):
-        rows[f"embedding:{row}"] = _written(embedding.weight[int(row)])
+    embedding = full_weight(llm.get_input_embeddings().weight)
+    for row in np.linspace(0, len(embedding) - 1, NUM_EMBEDDINGS).astype(int):
+        rows[f"embedding:{row}"] = _written(embedding[int(row)])
     matrices = _matrices(llm)
     names = sorted(matrices)
     for place in sorted(set(np.linspace(0, len(names) - 1, NUM_MATRICES).astype(int))) if names else ():
-        row = matrices[names[place]].shape[0] // 2
-        rows[f"{names[place]}:{row}"] = _written(matrices[names[place]][row])
+        matrix = full_weight(matrices[names[place]])
+        row = len(matrix) // 2
+        rows[f"{names[place]}:{row}"] = _written(matrix[row])
     # a padding token's embedding may be zero, which points nowhere
     rows = {name: text for name, text in rows.items() if set(base64.b64decode(text)) != {0}}
     return _shape(llm) | {"rows": rows}
@@ -64,6 +67,8 @@ def require_likeness(llm, recorded, tokenizers=None, ignore_mismatched_backbone=
     Raises:
         ValueError: naming what differs.
     """
+    if weights_come_later():
+        return float("nan")
     problem, cosine = _difference(llm, recorded, tokenizers)
     if problem and not ignore_mismatched_backbone:
         raise ValueError(f"the LLM is not the one that this adapter was trained for: {problem}")
@@ -103,9 +108,9 @@ def _found_row(llm, name):
     """The row that `name` says, or None where it is not to be had (quantised, elsewhere, or of another name)."""
     name, row = name.rsplit(":", 1)
     weight = llm.get_input_embeddings().weight if name == "embedding" else _matrices(llm).get(name)
-    if weight is None or weight.is_meta or not weight.is_floating_point() or int(row) >= len(weight):
+    if weight is None or not _is_plain(weight) or int(row) >= full_shape(weight)[0]:
         return None
-    return weight[int(row)].detach()
+    return full_weight(weight)[int(row)]
 
 
 def _matrices(llm):
@@ -114,18 +119,24 @@ def _matrices(llm):
     return {
         name: weight
         for name, weight in llm.named_parameters()
-        if weight.ndim == 2 and weight.is_floating_point() and not weight.is_meta and weight is not embedding
+        if len(full_shape(weight)) == 2 and _is_plain(weight) and weight is not embedding
     }
 
 
+def _is_plain(weight):
+    return weight.is_floating_point() and not weight.is_meta
+
+
 def _written(row):
-    return base64.b64encode(row[:ROW_LENGTH].detach().float().cpu().numpy().astype(np.float16).tobytes()).decode()
+    # a copy: what NumPy has looked at can no longer be resized, as FSDP2 does with weights
+    return base64.b64encode(row[:ROW_LENGTH].detach().float().cpu().clone().numpy().astype(np.float16)).decode()
 
 
 def _shape(llm):
     config = llm.config.get_text_config()
+    rows, width = full_shape(llm.get_input_embeddings().weight)
     return {
-        "hidden_size": llm.get_input_embeddings().weight.shape[-1],
+        "hidden_size": width,
         "num_hidden_layers": getattr(config, "num_hidden_layers", None),
-        "vocab_size": llm.get_input_embeddings().weight.shape[0],
+        "vocab_size": rows,
     }

@@ -8,6 +8,8 @@ from safetensors import safe_open
 from transformers.utils import cached_file
 from transformers.utils.quantization_config import QuantizationMethod
 
+from .sharded_weights import full_shape, full_weight, is_sharded, weights_come_later
+
 # rounding to bfloat16 and back
 TOLERANCE = 2.0**-8
 
@@ -41,11 +43,12 @@ def differing_weight(own, given, rows=None):
     """
     for name, value in given.items():
         weight = own.get(name)
-        if weight is None or weight.shape != value.shape:
+        if weight is None or full_shape(weight) != value.shape:
             return name
+        weight = weight if weight.is_meta else full_weight(weight)
         if rows is not None:
             weight, value = weight[:rows], value[:rows]
-        if not weight.is_meta and not torch.equal(weight.detach().to(value), value):
+        if not weight.is_meta and not torch.equal(weight.to(value), value):
             return name
     return None
 
@@ -65,6 +68,8 @@ def differs_from_source(llm, name, revision=None):
     Returns:
         `str`: what differs; None where nothing does.
     """
+    if weights_come_later():
+        return None
     if hasattr(llm, "get_base_model"):
         return f"it is a {type(llm).__name__} around it"
     own = {place: weight for place, weight in llm.state_dict(keep_vars=True).items() if weight.is_floating_point()}
@@ -72,7 +77,9 @@ def differs_from_source(llm, name, revision=None):
         with safe_open(file, framework="pt") as weights:
             for place in weights.keys():  # noqa: SIM118 (it is no dict)
                 weight = own.get(place)
-                if weight is None or weight.is_meta or type(weight).__name__ not in ("Parameter", "Tensor"):
+                if weight is None or weight.is_meta or is_sharded(weight):
+                    continue
+                if type(weight).__name__ not in ("Parameter", "Tensor"):
                     continue
                 stored = weights.get_slice(place)
                 if list(stored.get_shape()) != list(weight.shape):

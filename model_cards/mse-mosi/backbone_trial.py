@@ -18,6 +18,8 @@ from inspect import signature
 import torch
 from transformers.utils import logging
 
+from .sharded_weights import is_sharded
+
 logger = logging.get_logger(__name__)
 
 VOCABULARY = 128
@@ -165,7 +167,7 @@ def _tried(kind):
 def _tried_itself(llm):
     """Without a small LLM of its kind, the LLM itself has to show it, where its weights are at hand."""
     weight = llm.get_input_embeddings().weight
-    if not weight.is_meta and weight.numel():
+    if not weight.is_meta and not is_sharded(weight):
         was_training = llm.training
         try:
             with weight.device:

@@ -27,7 +27,7 @@ from .adapted_language_model import (
     predict_with_adapter,
     prepare_inputs,
     require_embeddings_are_enough,
-    require_head_layers,
+    require_head_fits,
     require_width,
     save_language_model,
     train_only_adapter,
@@ -37,6 +37,12 @@ from .backbone_source import as_plain_weights, differing_weight, differs_from_so
 from .checksums import forget_checksums, require_saved_weights
 from .configuration_mse_adapter import MseAdapterConfig, MseConfig
 from .pipeline_code import save_pipeline_code
+from .sharded_weights import (
+    full_state_dict,
+    is_writer,
+    loads_on_one_process,
+    with_whole_weights,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -505,14 +511,19 @@ class MseForConditionalGeneration(PreTrainedModel):
                 f"{self.config.backbone_name_or_path}; expected the adapter's weights alone, or that LLM as backbone="
             )
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory, is_main_process=True, state_dict=None, **kwargs):
         """As `PreTrainedModel.save_pretrained`: the adapter alone, and config.json. An LLM that lies within the
         model's own folder (backbone_name_or_path begins with "./") is saved in the new one, too, and where the config
-        names a pipeline, its code."""
+        names a pipeline, its code. Where several processes share the weights out (FSDP2, ZeRO-3), all have to call
+        it, and the first writes."""
+        if state_dict is None and (state_dict := full_state_dict(self)) is not None:
+            is_main_process = is_main_process and is_writer()
+        if state_dict is not None:
+            state_dict = {name: value for name, value in state_dict.items() if not name.startswith("language_model.")}
         forget_checksums(save_directory)
-        super().save_pretrained(save_directory, *args, **kwargs)
+        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
         named = self.config.backbone_name_or_path or ""
-        if named.startswith("./") and self.language_model is not None and kwargs.get("is_main_process", True):
+        if named.startswith("./") and self.language_model is not None and is_main_process:
             save_language_model(self.language_model, Path(save_directory, named))
         save_pipeline_code(self.config, save_directory)
 
@@ -520,9 +531,13 @@ class MseForConditionalGeneration(PreTrainedModel):
         """Write the adapter as a plain PEFT folder: adapter_config.json and adapter_model.safetensors."""
         embedding = self._llm().get_input_embeddings()
         place = next(name for name, module in self.language_model.named_modules() if module is embedding)
+        weights = full_state_dict(self.adapter)
+        if weights is not None and not is_writer():
+            return
         Path(folder).mkdir(parents=True, exist_ok=True)
         prefix = f"base_model.model.{place}.{PEFT_CONTAINER}"
-        weights = {f"{prefix}.{name}": value.contiguous() for name, value in self.adapter.state_dict().items()}
+        weights = self.adapter.state_dict() if weights is None else weights
+        weights = {f"{prefix}.{name}": value.contiguous() for name, value in weights.items()}
         unfinished = Path(folder) / "adapter_model.safetensors.unfinished"
         save_file(weights, unfinished, metadata={"format": "pt"})
         unfinished.replace(Path(folder) / "adapter_model.safetensors")
@@ -542,8 +557,10 @@ class MseForConditionalGeneration(PreTrainedModel):
             raise ValueError(
                 f"backbone has embeddings of width {width}; expected {self.config.hidden_size}, as hidden_size says"
             )
-        require_head_layers(self.config, backbone)
+        require_head_fits(self.config, backbone)
         self.language_model = backbone.requires_grad_(False)
+        # where accelerate may divide it
+        self._no_split_modules = set(getattr(backbone, "_no_split_modules", None) or ())
         self.adapter.to(device_of(backbone.get_input_embeddings()))
         if getattr(backbone, "hf_device_map", None) is not None:
             # so that Trainer leaves the LLM where it is
@@ -552,10 +569,20 @@ class MseForConditionalGeneration(PreTrainedModel):
             self.activation_checkpointing_enable()
         self.train(self.training)
 
+    def _run_whole(self, function):
+        return function()
+
+    def tie_weights(self, *args, **kwargs):
+        """As the LLM does it: the adapter ties nothing."""
+        if getattr(self, "language_model", None) is not None:
+            self.language_model.tie_weights()
+
+    @with_whole_weights
     def llm_states(self, ends=None, **batch):
         """What the LLM makes of a batch's words, for a model with the fusion "head", see [`llm_states_of`]."""
         return llm_states_of(self.adapter, self._llm(), batch, ends=ends)
 
+    @with_whole_weights
     def prepare_inputs(self, **batch):
         """inputs_embeds, attention_mask and position_ids for the LLM, see [`prepare_inputs`]."""
         return prepare_inputs(self.adapter, self._llm(), **batch)
@@ -602,11 +629,13 @@ class MseForConditionalGeneration(PreTrainedModel):
             **kwargs,
         )
 
+    @with_whole_weights
     @torch.no_grad()
     def generate(self, **kwargs):
         """The new tokens [batch, new tokens] after a batch's prompts, see `generate_with_adapter`."""
         return generate_with_adapter(self.adapter, self._llm(), **kwargs)
 
+    @with_whole_weights
     def predict(self, batch, answers, method=None):
         """
         Answer a batch.
@@ -649,7 +678,7 @@ class MseForConditionalGeneration(PreTrainedModel):
         self._llm().set_input_embeddings(value.requires_grad_(False))
 
     def get_output_embeddings(self):
-        return None
+        return None if self.language_model is None else self.language_model.get_output_embeddings()
 
     def set_attn_implementation(self, *args, **kwargs):
         """As the LLM does it: it is the LLM that attends."""
@@ -700,6 +729,9 @@ def _require_own_type(folder, config, hub_options):
 
 
 def _leave_out_language_model(module, state_dict, prefix, local_metadata):
+    if loads_on_one_process():
+        # accelerate hands the weights of the first process out by it; `save_pretrained` leaves them out
+        return
     for name in [name for name in state_dict if name.startswith(f"{prefix}language_model.")]:
         del state_dict[name]
 

@@ -6,7 +6,6 @@ stand late in the prompt, all before them is a constant: it runs without gradien
 values.
 """
 
-import copy
 from inspect import signature
 
 import torch
@@ -167,7 +166,9 @@ def _with_module(root, found, replacement):
 
 
 def _copied(module):
-    copied = copy.copy(module)
+    # not by `copy`, which makes FSDP2's classes anew
+    copied = object.__new__(type(module))
+    copied.__dict__.update(module.__dict__)
     copied.__dict__["_modules"] = dict(module._modules)
     # accelerate binds a dispatched module's `forward` to the module itself; its layers move their inputs themselves
     copied.__dict__.pop("forward", None)
