@@ -1,15 +1,17 @@
 """Published networks for 12-lead ECG in plain torch, [batch, 12, time] -> logits, for rows of speed and training.
 
-    python benchmarks/ecg_peers.py [--batches 1 16] [--repeats 5]
+    python benchmarks/ecg_peers.py [--batches 1 16] [--repeats 5] [--earlier CHECKOUT] [--bfloat16]
 
 xresnet1d101 and resnet1d_wang as the PTB-XL benchmark trains them (Strodthoff et al. 2021; Wang et al. 2017); S4D (Gu
 et al. 2022) in the size of the published S4 (512 channels, four bidirectional layers, no stride), which differs from
 it by a low-rank term in the making of its kernel and is not written here. Prints ms for the 2.5 s crops that an answer
-on 10 s needs (half overlapping for the convolutional networks, four for S4D), and for one pass over 10 s, beside
-ECGMamba, which reads 10 s at once, in turn within one run; the ratios are against that.
+on 10 s needs (half overlapping for the convolutional networks, four for S4D), and for one pass over 10 s, beside the
+delivered ECGMambas, which read 10 s at once, in turn within one run; the ratios are against that.
 """
 
 import argparse
+import copy
+import importlib.util
 import math
 import statistics
 import sys
@@ -20,7 +22,10 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from hf_ecgmamba import EcgMambaConfig, EcgMambaForSequenceClassification
+from hf_ecgmamba import EcgMambaForSequenceClassification
+
+CARDS = Path(__file__).resolve().parents[1] / "model_cards"
+TINY = "ecgmamba-ptbxl-tiny"
 
 
 def convolution(inputs, outputs, kernel, stride=1, activation=True):
@@ -133,49 +138,61 @@ PEERS = {"xresnet1d101": xresnet1d101, "resnet1d_wang": resnet1d_wang, "S4D 512 
 CROPS = {"xresnet1d101": 7, "resnet1d_wang": 7, "S4D 512 x 4": 4}
 
 
+def load_package(folder, name):
+    """The package hf_ecgmamba of another checkout, under a name of its own."""
+    spec = importlib.util.spec_from_file_location(name, folder / "hf_ecgmamba" / "__init__.py")
+    package = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package)
+    return package
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", type=Path, nargs="+", default=[CARDS / "ecgmamba-ptbxl", CARDS / TINY])
+    parser.add_argument("--earlier", type=Path, help="a checkout of an earlier commit, whose default network is timed")
+    parser.add_argument("--bfloat16", action="store_true", help="each network in bfloat16, too")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--labels", type=int, default=71)
     arguments = parser.parse_args()
     torch.manual_seed(0)
     models = {name: build(arguments.labels).eval() for name, build in PEERS.items()}
-    config = EcgMambaConfig(num_labels=arguments.labels, problem_type="multi_label_classification")
-    models["ECGMamba"] = EcgMambaForSequenceClassification(config).eval()
+    if arguments.earlier:
+        package = load_package(arguments.earlier, "earlier_ecgmamba")
+        config = package.EcgMambaConfig(num_labels=arguments.labels, problem_type="multi_label_classification")
+        models["earlier ECGMamba"] = package.EcgMambaForSequenceClassification(config).eval()
+    ours = {folder.name: EcgMambaForSequenceClassification.from_pretrained(folder) for folder in arguments.networks}
+    if arguments.bfloat16:
+        ours |= {f"{name}, bfloat16": copy.deepcopy(model).to(torch.bfloat16) for name, model in ours.items()}
+    models |= ours
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    columns = (
-        "network",
-        "parameters",
-        "crops",
-        "batch",
-        "crops, ms a record",
-        "10 s at once",
-        "ECGMamba is faster by",
-    )
+    columns = ("network", "parameters", "crops", "batch", "crops, ms a record", "10 s at once")
+    columns += tuple(f"{name}: faster by (at once)" for name in ours)
     print(f"| {' | '.join(columns)} |")
-    print("|---|---|---|---|---|---|---|")
+    print(f"|{'---|' * len(columns)}")
     for batch in arguments.batches:
-        whole = torch.randn(batch, 12, 1000)
         times = {name: ([], []) for name in models}
         for repeat in range(arguments.repeats + 1):
             for name, model in models.items():
-                crops = torch.randn(batch * CROPS[name], 12, 250) if name in CROPS else whole
+                whole = torch.randn(batch, 12, 1000, dtype=next(model.parameters()).dtype)
+                crops = torch.randn(batch * CROPS[name], 12, 250) if name in CROPS else None
                 for inputs, measured in zip((crops, whole), times[name], strict=True):
+                    if inputs is None:
+                        continue
                     start = time.perf_counter()
                     with torch.inference_mode():
                         model(inputs)
                     if repeat:  # the first warms up
                         measured.append(1e3 * (time.perf_counter() - start) / batch)
-        medians = {name: [statistics.median(each) for each in measured] for name, measured in times.items()}
-        for name, (answer, at_once) in medians.items():
+        for name in models:
+            answer, at_once = (statistics.median(each) if each else None for each in times[name])
             count = sum(parameter.numel() for parameter in models[name].parameters())
-            ours = medians["ECGMamba"][1]
-            print(
-                f"| {name} | {count:,} | {CROPS.get(name, '-')} | {batch} | {answer:.2f} | {at_once:.2f} "
-                f"| {'-' if name == 'ECGMamba' else f'{answer / ours:.2f} ({at_once / ours:.2f} at once)'} |",
-                flush=True,
-            )
+            row = [name, f"{count:,}", CROPS.get(name, "-"), batch]
+            row += ["-" if answer is None else f"{answer:.2f}", f"{at_once:.2f}"]
+            for other in ours:
+                own = statistics.median(times[other][1])
+                row.append(f"{at_once / own:.2f}" if answer is None else f"{answer / own:.2f} ({at_once / own:.2f})")
+            print(f"| {' | '.join(map(str, row))} |", flush=True)
 
 
 if __name__ == "__main__":

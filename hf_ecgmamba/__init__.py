@@ -1,11 +1,13 @@
 """ECGMamba for the Hugging Face ecosystem: an ECG in, findings out.
 
 The names load on first use, so that importing the package costs next to nothing beyond torch and transformers. The
-first touch of a class also makes it known to the Auto classes and to `transformers.pipeline`: a folder then loads
-without trust_remote_code.
+import makes the task known to `transformers.pipeline`, and the network that answers where none is named; the first
+touch of a class makes it known to the Auto classes: a folder then loads without trust_remote_code.
 """
 
 from importlib import import_module
+
+from .task_registration import register_task
 
 _HOMES = {
     "configuration_ecgmamba": ("EcgMambaConfig",),
@@ -47,3 +49,6 @@ def _register():
     AutoModel.register(EcgMambaConfig, EcgMambaModel, exist_ok=True)
     AutoModelForSequenceClassification.register(EcgMambaConfig, EcgMambaForSequenceClassification, exist_ok=True)
     AutoFeatureExtractor.register(EcgMambaConfig, EcgMambaFeatureExtractor, exist_ok=True)
+
+
+register_task()

@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+from .default_network import NAME, default_network
 from .measurements import as_line
 from .plotting import clock, spelled_out
 
@@ -24,11 +25,12 @@ def main(arguments=None):
         )
         print(f"hf_ecgmamba: {' '.join(message.split())}", file=sys.stderr)
         return 2
+    about = {"file": options.file, "model": options.model or NAME}
     if not isinstance(answers, list):
-        print(in_json({"file": options.file, **answers}) if options.json else as_text(answers, options))
+        print(in_json({**about, **answers}) if options.json else as_text(answers, options))
         return 3 if answers["refused"] is not None and not answers["findings"] else 0
     if options.json:
-        print(in_json({"file": options.file, "recordings": answers}))
+        print(in_json({**about, "recordings": answers}))
     else:
         print(as_table(answers, options))
     failed = [answer for answer in answers if "error" in answer]
@@ -42,7 +44,11 @@ def parser():
         description="Classify an ECG recording. Research software, not a medical device.",
     )
     parser.add_argument("file", metavar="FILE", help="WFDB (.hea), .csv, .txt, .npy, .npz, .mat, .h5, .edf ...")
-    parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="a folder, or a repository of the Hub")
+    parser.add_argument(
+        "--model",
+        metavar="DIR_OR_ID",
+        help=f"a folder, or a repository of the Hub (default: {NAME}, which this package brings)",
+    )
     parser.add_argument("--revision", help="branch, tag or commit of that repository")
     parser.add_argument(
         "--record", help="which recording of a file that holds many, by exam_id or number (default: all)"
@@ -80,7 +86,8 @@ def classify(options):
 
     check_plot(options)
     logging.disable_progress_bar()  # of the weights, which load in no time
-    ecg = load_pipeline(options.model, options.revision or "main", options.device, batch_size=options.batch_size)
+    model, revision = options.model or default_network(), options.revision or "main"
+    ecg = load_pipeline(model, revision, options.device, batch_size=options.batch_size)
     logging.enable_progress_bar()
     arguments = {name: getattr(options, name) for name in ("top_k", "sampling_rate", "leads", "units", "on_doubt")}
     arguments |= {"progress": sys.stderr.isatty(), "measurements": options.measure}
@@ -142,6 +149,7 @@ def as_text(result, options):
     notes = [note for note in result["notes"] if note != result["refused"]]
     lines += ["", *(f"  note: {note}" for note in notes)] if notes else []
     lines += ["", f"  picture: {options.plot}"] if options.plot else []
+    lines += [] if options.model else ["", f"  answered by {NAME}, the network that this package brings"]
     return "\n".join(lines)
 
 

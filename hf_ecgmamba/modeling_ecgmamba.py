@@ -382,7 +382,9 @@ class EcgMambaModel(EcgMambaPreTrainedModel):
                 raise ValueError(f"{name} is {tuple(mask.shape)}; expected {shape} for these input_values")
         if torch.compiler.is_compiling():  # looking into values would break the graph
             return
-        if not input_values.isfinite().all():
+        # a NaN anywhere is both, and one pass over the values finds them
+        low, high = (value.item() for value in input_values.aminmax())
+        if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError(
                 "input_values holds NaN or infinity; expected finite millivolts (the feature extractor fills gaps)"
             )

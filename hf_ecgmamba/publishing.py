@@ -8,7 +8,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .checksums import write_checksums
@@ -53,6 +56,8 @@ def save_for_hub(
     metrics=None,
     license="apache-2.0",
     max_shard_size="5GB",
+    weights_dtype=None,
+    example=None,
 ):
     """
     Writes a folder that loads anywhere with `trust_remote_code=True`: weights, config, feature extractor, all code,
@@ -71,6 +76,10 @@ def save_for_hub(
         metrics (`dict[str, float]`, *optional*): what was measured there, for the card.
         license (`str`): of the weights, as the Hub writes it.
         max_shard_size (`str`): weights beyond it go into several files.
+        weights_dtype (`torch.dtype`, *optional*): of the numbers in the file, such as `torch.float16` for one of half
+            the size; decay rates and step sizes stay float32. The model is rounded to it, and loads as what it is.
+        example (float [leads, time], *optional*): a recording in millivolts at the model's rate, in place of the
+            drawn-up one.
 
     Returns:
         `Path` of the folder.
@@ -90,15 +99,19 @@ def save_for_hub(
     if metrics and dataset is None:
         raise ValueError("dataset is None; expected the name of what the metrics were measured on")
 
+    if weights_dtype is not None:
+        round_weights(model, weights_dtype)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
         staging = Path(temporary)
         save_with_code(model, feature_extractor, staging, max_shard_size)
+        if weights_dtype is not None:
+            store_weights_as(weights_dtype, staging)
         for file in ENDPOINT_FILES:
             shutil.copyfile(CARD_FOLDER / file, staging / file)
         says_something = model.config.problem_type is not None or model.config.num_labels == 1
         if isinstance(model, EcgMambaForSequenceClassification) and says_something:
-            save_example(model, feature_extractor, staging)
+            save_example(model, feature_extractor, staging, example)
         model_card(model.config, name, description, dataset, metrics, license).save(staging / "README.md")
         write_checksums(staging)
         for stale in folder.glob("model*.safetensors*"):  # shards of an earlier save would be loaded instead
@@ -129,11 +142,38 @@ def save_with_code(model, feature_extractor, folder, max_shard_size="5GB"):
     feature_extractor.save_pretrained(folder)
 
 
-def save_example(model, feature_extractor, folder):
+def is_rounded(name):
+    """Whether a weight of this name is rounded with the others: the scan exponentiates those that are not."""
+    return name.rpartition(".")[2] not in EcgMambaForSequenceClassification._keep_in_fp32_modules_strict
+
+
+@torch.no_grad()
+def round_weights(model, dtype):
+    """The values of a model become those that `dtype` can hold; ValueError where one is beyond its range."""
+    for name, weight in model.named_parameters():
+        if is_rounded(name):
+            rounded = weight.to(dtype).to(weight.dtype)
+            if not rounded.isfinite().all():
+                raise ValueError(f"weights_dtype is {dtype}, which cannot hold the values of {name}")
+            weight.copy_(rounded)
+
+
+def store_weights_as(dtype, folder):
+    """The weights of a saved folder in another dtype; config.json keeps the one that they are loaded as."""
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            about = opened.metadata()
+        weights = {name: weight.to(dtype) if is_rounded(name) else weight for name, weight in load_file(file).items()}
+        save_file(weights, file, about)
+
+
+def save_example(model, feature_extractor, folder, signal=None):
     """example.csv, and example_output.json: what the pipeline says of it. The model's own mode stays."""
     leads, rate = model.config.leads, model.config.sampling_rate
     header = f"# Sampling Rate (Hz):= {rate:g}\n" + ",".join(f"{lead} (mV)" for lead in leads)
-    signal = drawn_up_ecg(leads, rate)
+    signal = drawn_up_ecg(leads, rate) if signal is None else np.asarray(signal)
+    if signal.ndim != 2 or len(signal) != len(leads) or not np.isfinite(signal).all():
+        raise ValueError(f"example is {signal.shape}; expected [{len(leads)} leads, time] in millivolts, all finite")
     np.savetxt(folder / "example.csv", signal.T, fmt="%.3f", delimiter=",", header=header, comments="")
     was_training = model.training
     try:

@@ -1,6 +1,7 @@
 """From nothing to a picture of an ECG with its findings, in minutes on a laptop: `python training/demo_ecg.py`.
 
-Trains an ECGMamba on simulated recordings, then forgets all about this repository: a fresh process, which can import
+First a network that comes trained reads a real ECG, in a fresh process that has nothing but its folder. Then the demo
+trains an ECGMamba on simulated recordings, then forgets all about this repository: a fresh process, which can import
 only installed libraries, loads the folder that the training left, reads an ECG file and draws it.
 """
 
@@ -23,6 +24,16 @@ PATIENT_FINDINGS = ("AFIB", "CLBBB")
 # outside of the simulated training set, whose patients have the seeds (0, 0), (0, 1), ...
 PATIENT_SEED = 20_000
 
+DELIVERED = ROOT / "model_cards" / "ecgmamba-ptbxl"
+READ = """
+from transformers import pipeline
+
+ecg = pipeline("ecg-classification", model="ecgmamba-ptbxl", trust_remote_code=True, device="cpu")
+result, picture = ecg.plot("ecgmamba-ptbxl/example.csv", "ptbxl.png")
+for finding in result["findings"]:
+    if finding["present"]:
+        print(f"{finding['label']:<6} {finding['score']:6.1%}  {finding['name']}")
+"""
 FRESH = """
 from transformers import AutoModelForSequenceClassification, pipeline
 
@@ -46,18 +57,27 @@ def main(arguments=None):
     def announce(text):
         print(f"\n[{time.perf_counter() - started:4.0f} s] {text}", flush=True)
 
-    announce(f"Training an ECGMamba as {options.recipe.name} says")
+    announce(f"A real ECG (record 3041 of PTB-XL) and a trained network ({DELIVERED.name}). A fresh process, which")
+    print("       knows nothing of this repository, runs:")
+    shutil.rmtree(options.output / DELIVERED.name, ignore_errors=True)
+    shutil.copytree(DELIVERED, options.output / DELIVERED.name)
+    show(READ, options.output)
+    announce(f"Look at {options.output / 'ptbxl.png'}. Training an ECGMamba of our own as {options.recipe.name} says")
     shutil.rmtree(options.output / "ecgmamba", ignore_errors=True)
     run_ecg.main([str(options.recipe), "--output_dir", str(options.output / "ecgmamba"), *overrides])
     announce(f"A patient with {' and '.join(PATIENT_FINDINGS)}, as a WFDB file: {options.output / 'record.hea'}")
     write_patient(options.output)
     announce("A fresh process, which knows nothing of this repository, runs:")
-    print("\n".join(f"    {line}".rstrip() for line in FRESH.strip().splitlines()))
-    print("\nand prints:")
-    print("\n".join(f"    {line}" for line in run_fresh(FRESH, options.output).splitlines()))
+    show(FRESH, options.output)
     announce(f"Done. Look at {options.output / 'ecg.png'}")
     print("       A file of your own:")
-    print(f"       python -m hf_ecgmamba FILE --model {options.output / 'ecgmamba'} --plot my.png")
+    print(f"       python -m hf_ecgmamba FILE --model {DELIVERED.relative_to(ROOT)} --plot my.png")
+
+
+def show(code, folder):
+    print("\n".join(f"    {line}".rstrip() for line in code.strip().splitlines()))
+    print("\nand prints:")
+    print("\n".join(f"    {line}" for line in run_fresh(code, folder).splitlines()))
 
 
 def write_patient(folder):

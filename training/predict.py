@@ -46,6 +46,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hf_ecgmamba import EcgMambaConfig, open_recordings
+from hf_ecgmamba.default_network import NAME, default_network
 from hf_ecgmamba.pipeline_ecg_classification import ScoredRecording, collate, load_pipeline
 from hf_ecgmamba.recording_arrays import may_hold_many
 from training.launch import end_with_parent, run, runs_on_cpu
@@ -63,7 +64,9 @@ SUFFIXES = (
 
 @dataclass
 class PredictArguments:
-    model: str = field(default="", metadata={"help": "Folder or Hub id of an ECGMamba classifier."})
+    model: str | None = field(
+        default=None, metadata={"help": f"Folder or Hub id of an ECGMamba classifier; by default {NAME}."}
+    )
     input: str = field(
         default="",
         metadata={
@@ -86,7 +89,7 @@ class PredictArguments:
     num_workers: int = field(default=1, metadata={"help": "Processes that read ahead, for each that computes."})
 
     def __post_init__(self):
-        for name in ("model", "input", "output"):
+        for name in ("input", "output"):
             if not getattr(self, name):
                 raise ValueError(f"--{name} is missing")
         if self.on_doubt not in ("refuse", "note"):
@@ -100,7 +103,7 @@ def main(arguments=None):
     (options,) = parse_recipe((PredictArguments,), arguments)
     # shares differ in size and machines in speed: whoever is done first waits for days rather than minutes
     state = PartialState(cpu=runs_on_cpu(), timeout=timedelta(days=7))
-    pipeline = load_pipeline(options.model, device=state.device)
+    pipeline = load_pipeline(options.model or default_network(), device=state.device)
 
     sources = find_sources(options)
     # one process lists for all: files that come or go meanwhile must not shift anybody's share

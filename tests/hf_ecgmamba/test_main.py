@@ -45,7 +45,7 @@ def test_json_is_what_the_pipeline_says(model_folder, file, capsys):
         feature_extractor=EcgMambaFeatureExtractor.from_pretrained(model_folder),
         device="cpu",
     )
-    assert printed == {"file": str(file), **ecg(str(file))}
+    assert printed == {"file": str(file), "model": str(model_folder), **ecg(str(file))}
 
 
 def test_table_for_a_person_and_picture(model_folder, file, tmp_path, capsys):

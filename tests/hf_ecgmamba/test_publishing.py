@@ -1,5 +1,6 @@
 """A published folder: complete, and loadable by someone who has nothing of ours."""
 
+import copy
 import json
 import os
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor
 
 from hf_ecgmamba.configuration_ecgmamba import EcgMambaConfig
@@ -14,6 +16,7 @@ from hf_ecgmamba.feature_extraction_ecgmamba import EcgMambaFeatureExtractor
 from hf_ecgmamba.modeling_ecgmamba import EcgMambaForMaskedModeling, EcgMambaForSequenceClassification
 from hf_ecgmamba.pipeline_ecg_classification import EcgClassificationPipeline
 from hf_ecgmamba.publishing import save_for_hub
+from hf_ecgmamba.recording import read_recording
 from training.fresh_process import run_fresh
 
 LABELS = {0: "NORM", 1: "AFIB", 2: "MI"}
@@ -176,3 +179,49 @@ def test_metrics_are_numbers_whoever_made_them(parts, tmp_path):
     for wrong in ("0.5", None, [0.5], True):
         with pytest.raises(ValueError, match=r"metrics: macro_auc is .*; expected a number"):
             save_for_hub(*parts, tmp_path, dataset="noise", metrics={"macro_auc": wrong})
+
+
+def test_weights_in_half_the_bytes_load_as_what_the_example_was_made_with(tmp_path):
+    torch.manual_seed(0)
+    config = EcgMambaConfig(
+        hidden_size=16, num_hidden_layers=1, num_labels=2, problem_type="multi_label_classification"
+    )
+    model, extractor = (
+        EcgMambaForSequenceClassification(config).eval(),
+        EcgMambaFeatureExtractor.from_model_config(config),
+    )
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    save_for_hub(model, extractor, tmp_path, weights_dtype=torch.float16)
+    stored = load_file(tmp_path / "model.safetensors")
+    kept = ("A_log", "D", "dt_bias")
+    assert {name.rpartition(".")[2] for name, w in stored.items() if w.dtype == torch.float32} == set(kept)
+    loaded = EcgMambaForSequenceClassification.from_pretrained(tmp_path)
+    assert {weight.dtype for weight in loaded.parameters()} == {torch.float32}
+    for name, weight in loaded.state_dict().items():
+        expected = before[name] if name.endswith(kept) else before[name].half().float()
+        assert torch.equal(weight, expected), name
+    said = json.loads((tmp_path / "example_output.json").read_text())
+    assert EcgClassificationPipeline(model=loaded, feature_extractor=extractor)(tmp_path / "example.csv") == said
+
+
+def test_weights_that_float16_cannot_hold_are_refused_before_anything_is_written(parts, tmp_path):
+    model = copy.deepcopy(parts[0])
+    with torch.no_grad():
+        model.classifier.bias[0] = 1e6
+    with pytest.raises(ValueError, match="the values of classifier"):
+        save_for_hub(model, parts[1], tmp_path / "folder", weights_dtype=torch.float16)
+    assert not (tmp_path / "folder").exists()
+
+
+def test_a_recording_of_ones_own_becomes_the_example(parts, tmp_path):
+    signal = np.random.default_rng(0).normal(size=(12, 1000)).cumsum(axis=1).round(3) * 0.02
+    save_for_hub(*parts, tmp_path, example=signal)
+    came = read_recording(tmp_path / "example.csv")
+    np.testing.assert_allclose(came.signal, signal, atol=6e-4)
+    assert (came.sampling_rate, came.leads) == (100.0, parts[0].config.leads)
+
+
+@pytest.mark.parametrize("example", [np.zeros(1000), np.zeros((11, 1000)), np.full((12, 1000), np.nan)])
+def test_an_example_of_another_shape_is_refused(parts, tmp_path, example):
+    with pytest.raises(ValueError, match="example is"):
+        save_for_hub(*parts, tmp_path, example=example)
