@@ -1,7 +1,7 @@
 """MELD's emotions and CH-SIMS v2's sentiment, words alone, through a frozen LLM: the adapter beside probes and TF-IDF.
 
     python training/get_llm.py --output_dir llms/SmolLM2-135M-Instruct
-    R="training/recipes/msa_meld_smollm2.yaml --backbone llms/SmolLM2-135M-Instruct --seeds 1111 2222 3333"
+    R="training/recipes/msa_meld_smollm2.yaml --backbone llms/SmolLM2-135M-Instruct --seeds 1111"
     for K in 0 40; do
         python training/run_msa.py $R --num_context_utterances $K --output_dir runs/msa_meld_smollm2_$K
     done
@@ -11,8 +11,8 @@
     python benchmarks/mse_conversations.py simsv2 --llm llms/SmolLM2-135M-Instruct
 
 MELD: weighted F1; CH-SIMS v2: mean absolute error, correlation and accuracy of the sign. Strengths, class weights and
-the probe's layer are chosen on the validation split; the adapter's rows are means over its seeds, from results.json,
-which training left. The adapter starts as a probe of the mix of its layers: what is above that, training has added.
+the probe's layer are chosen on the validation split; the adapter's rows are means over its seeds, from the metrics
+that training left. The adapter starts as a probe of the mix of its layers, which one row shows.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from sklearn.metrics import f1_score
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hf_mse_adapter.modeling_mse_adapter import LayerMix, MseForConditionalGeneration
+from training.checkpoints import FINISHED
 from training.data.msa_batches import MsaSamples
 from training.data.msa_parquet import load_msa_parquet
 from training.llm_states import llm_states_of_samples
@@ -80,9 +81,11 @@ def main(arguments=None):
         rows.append([f"linear probe of the best layer, {shown}", *task.probe([standardised(x) for x in layers])])
         mix = mixed(states)
         rows.append([f"linear probe of the mix of layers, {shown}", *task.probe([mix])])
-        results = options.runs / f"msa_{options.data}_smollm2_{context}" / "results.json"
-        if results.is_file():
-            rows.append([f"adapter, {shown}", *task.trained(json.loads(results.read_text(encoding="utf-8")))])
+        folder = options.runs / f"msa_{options.data}_smollm2_{context}"
+        seeds = sorted(folder.glob(f"seed_*/{FINISHED}"))
+        if seeds:
+            metrics = [json.loads(file.read_text(encoding="utf-8")) for file in seeds]
+            rows.append([f"adapter, {shown}, {len(seeds)} seeds", *task.trained(metrics)])
         print("\n" + task.table(rows), flush=True)
 
 
@@ -138,11 +141,9 @@ class Task:
             found += [np.abs(those - true).mean(), correlation, ((those > 0) == (true > 0)).mean()]
         return [float(value) for value in found]
 
-    def trained(self, results):
+    def trained(self, runs):
         names = ["weighted_f1"] if self.classifies else ["mae", "correlation", "accuracy_2"]
-        return [
-            float(np.mean([run[split][name] for run in results.values()])) for split in SPLITS[1:] for name in names
-        ]
+        return [float(np.mean([run[split][name] for run in runs])) for split in SPLITS[1:] for name in names]
 
 
 def tfidf(texts, data):
