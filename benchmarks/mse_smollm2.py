@@ -63,7 +63,7 @@ def main():
         rows += adapter_rows(f"adapter, LLM with {name} (cosine {cosine:.4f})", folders, other, splits, labels, ([],))
     show(rows)
 
-    for case in (False, True):
+    for case in (True, False):
         states = probe_states(llm, options.llm, splits, case)
         for place, layer in enumerate(LAYERS):
             inputs = {split: those[:, place].float().numpy() for split, those in states.items()}
