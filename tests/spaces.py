@@ -1,5 +1,6 @@
 """A Space as a visitor has it: started as the Hub starts it, looked at in a headless Chromium, checked by axe."""
 
+import asyncio
 import os
 import re
 import shutil
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
@@ -85,7 +87,7 @@ def opened(browser, address, width=1280, height=900, **options):
 
 
 def violations(page):
-    """What axe finds: contrast, names of fields and buttons, order of headings, ... in the page and its frames."""
+    """What axe finds in a page, without its frames: contrast, names of fields and buttons, order of headings."""
     from axe_playwright_python.sync_playwright import Axe
 
     found = Axe().run(page).response["violations"]
@@ -108,3 +110,19 @@ def reached_by_tab(page, most=120):
         page.keyboard.press("Tab")
         names.append(page.evaluate(name))
     return names
+
+
+def tools_of(address):
+    """The tools that a Space has for an assistant, by the protocol that its client speaks (MCP)."""
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamablehttp_client
+
+    async def listed():
+        server = f"{address}gradio_api/mcp/"
+        async with streamablehttp_client(server) as (*streams, _), ClientSession(*streams) as session:
+            await session.initialize()
+            return (await session.list_tools()).tools
+
+    # playwright has a loop of its own in this thread
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, listed()).result()

@@ -11,7 +11,8 @@ import yaml
 from hf_ecgmamba import EcgMambaConfig, EcgMambaFeatureExtractor, EcgMambaForSequenceClassification, save_for_hub
 from training.fresh_process import run_fresh
 
-CARDS = Path(__file__).resolve().parents[1] / "model_cards" / "ecgmamba"
+ROOT = Path(__file__).resolve().parents[1]
+CARDS = ROOT / "model_cards" / "ecgmamba"
 
 
 @pytest.fixture(scope="module")
@@ -85,4 +86,7 @@ def test_front_matter_and_requirements():
     front = yaml.safe_load((CARDS / "space" / "README.md").read_text().split("---")[1])
     assert front["sdk"] == "gradio" and (CARDS / "space" / front["app_file"]).is_file()
     assert len(front["short_description"]) <= 60  # the Hub's limit
-    assert (CARDS / "space" / "requirements.txt").read_text() == (CARDS / "requirements.txt").read_text()
+    assert front["python_version"] == "3.12"  # 3.10 if nothing is said
+    of_model = (CARDS / "requirements.txt").read_text()
+    # a Space is an MCP server, too
+    assert (CARDS / "space" / "requirements.txt").read_text() == of_model + "mcp>=1.21,<2\n"

@@ -15,7 +15,7 @@ from hf_mse_adapter.processing_mse_adapter import MseProcessor
 from hf_mse_adapter.publishing_mse_adapter import save_for_hub
 from tests.hf_mse_adapter.odd_clips import voice, write
 from tests.hf_mse_adapter.tiny_backbones import build_backbone, build_tokenizer
-from tests.spaces import NAMELESS, a_browser, opened, reached_by_tab, require_a_browser, started, violations
+from tests.spaces import NAMELESS, a_browser, opened, reached_by_tab, require_a_browser, started, tools_of, violations
 
 pytestmark = pytest.mark.slow
 require_a_browser()
@@ -109,7 +109,7 @@ def test_a_film_shows_what_moved_it_the_face_and_the_sources(browser, sentiment,
     ):
         assert expected in said
     numbers = page.locator(".answer .bars .number").all_inner_texts()
-    assert len(numbers) == 3 and all(re.fullmatch(r"[+−]\d\.\d\d", number) for number in numbers)
+    assert len(numbers) == 3 and all(re.fullmatch(r"[+−]?\d\.\d\d", number) for number in numbers)
     faces = page.locator(".answer .faces img")
     assert faces.count() == 5 and faces.first.evaluate("image => image.naturalWidth") == 168
     assert faces.first.get_attribute("src").startswith("data:image/jpeg")  # on no disk
@@ -183,8 +183,12 @@ def test_everybody_can_use_it(browser, sentiment, clip, width, scheme):
 
 
 def test_a_program_asks_and_eight_at_once_get_their_own_answers(sentiment):
+    pytest.importorskip("mcp", reason="the Space is an MCP server where mcp is installed")
     from gradio_client import Client
 
+    (tool,) = tools_of(sentiment)
+    assert set(tool.inputSchema["properties"]) == {"clip", "text"} and "emotion" in tool.description
+    assert "two minutes" in tool.inputSchema["properties"]["clip"]["description"]
     sentences = [f"I have seen {number} films" for number in range(8)]
 
     def ask(sentence):

@@ -58,8 +58,8 @@ def read(files, sampling_rate=None):
             paths = [Path(shutil.copy(file, Path(folder) / Path(file).name)) for file in files or ()]
             return show(find_recording(paths), sampling_rate)
     except (ValueError, OSError) as error:
-        text = re.sub(r"(?:/[\w.~+-]+)+/", "", " ".join(str(error).split()))
-        return "", f"<p role='alert'><strong>This could not be read.</strong> {html.escape(text)}</p>", ""
+        text = html.escape(in_one_line(error))
+        return "", f"<p role='alert'><strong>This could not be read.</strong> {text}</p>", ""
 
 
 def read_and_clear(files, sampling_rate=None):
@@ -77,6 +77,33 @@ def find_recording(paths):
         )
     (path,) = headers or paths
     return path.read_bytes() if path.suffix.lower() == ".zip" else path
+
+
+def read_ecg(recording: str, sampling_rate: float | None = None) -> dict:
+    """
+    Read what an ECG shows: findings with their scores and thresholds, over time for long recordings. Research only.
+
+    Args:
+        recording: a file: EDF, CSV, NumPy, MATLAB, HDF5, or a zip archive of a WFDB record's header and signal files.
+        sampling_rate: in Hz, of a file that does not state it.
+
+    Returns:
+        findings (label, score, present), timeline, notes on what was done to the file, and refused: why there are
+        none.
+    """
+    if not recording:
+        raise gr.Error("there is no recording")
+    try:
+        path = Path(recording)
+        source = path.read_bytes() if path.suffix.lower() == ".zip" else path
+        return ecg(ecg.preprocess(source, sampling_rate=sampling_rate or None, trusted=False)[0].recording)
+    except (ValueError, OSError) as error:
+        raise gr.Error(in_one_line(error)) from None
+
+
+def in_one_line(error):
+    # the server's folders are nobody's business
+    return re.sub(r"(?:/[\w.~+-]+)+/", "", " ".join(str(error).split()))
 
 
 def read_example():
@@ -97,6 +124,7 @@ def show(recording, sampling_rate):
         "millivolts": MILLIVOLTS,
         "signals": [base64.b64encode(row.astype("<i2").tobytes()).decode() for row in counts],
         "result": result,
+        "words": {label: words(label) for label in ecg.model.config.label2id},
     }
     notes = [
         f"{opened.duration:.1f} s, {opened.sampling_rate:g} Hz, {len(opened.leads)} leads: {', '.join(opened.leads)}",
@@ -133,7 +161,20 @@ def words(label):
     return WORDS.get(label, label)
 
 
+# Gradio's own greys and blues are too pale to be read by everybody
+THEME = gr.themes.Default(primary_hue="blue", secondary_hue="blue").set(
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_300",
+    block_info_text_color="*neutral_600",
+    block_info_text_color_dark="*neutral_300",
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_dark="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_hover_dark="*primary_800",
+    color_accent="*primary_700",
+)
 CSS = """
+.dark { --color-accent: #93c5fd; }
 .page { width: 100%; height: 760px; border: 0; }
 @media (max-width: 600px) { .page { height: 1180px; } }
 .findings h2 { margin: 4px 0; } .findings table { width: 100%; border-collapse: collapse; }
@@ -162,9 +203,16 @@ with gr.Blocks(title="ECGMamba", delete_cache=(30, 60), analytics_enabled=False)
     gr.Markdown("### What was done to the file")
     done = gr.Markdown()
     outputs = [page, found, done]
-    go.click(read_and_clear, [upload, rate], [*outputs, upload], api_name="read", concurrency_limit=2)
+    go.click(read_and_clear, [upload, rate], [*outputs, upload], api_name=False, concurrency_limit=2)
     again.click(read_example, None, outputs, api_name=False, concurrency_limit=2)
     demo.load(read_example, None, outputs, api_name=False, concurrency_limit=2)
+    # for programs, and as a tool of an MCP client
+    with gr.Row(visible=False):
+        one = gr.File(label="recording", type="filepath")
+        hertz = gr.Number(label="sampling_rate", value=None)
+        answer = gr.JSON(label="answer")
+        ask = gr.Button("ask")
+    ask.click(read_ecg, [one, hertz], answer, api_name="read_ecg", concurrency_limit=2)
 
 if __name__ == "__main__":
-    demo.launch(css=CSS, max_file_size="128mb")
+    demo.launch(css=CSS, theme=THEME, max_file_size="128mb", mcp_server=True)

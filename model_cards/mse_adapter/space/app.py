@@ -210,7 +210,7 @@ def picture_of(points, presence, image):
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-reads = " and ".join(drawing.CALLED[name] for name in ("text", "audio", "vision") if name in TRAINED_ON)
+reads = ", ".join(drawing.CALLED[name] for name in ("text", "audio", "vision") if name in TRAINED_ON)
 # Gradio's own greys and blues are too pale to be read by everybody
 THEME = gr.themes.Default(primary_hue="blue", secondary_hue="blue").set(
     body_text_color_subdued="*neutral_600",
@@ -226,7 +226,7 @@ THEME = gr.themes.Default(primary_hue="blue", secondary_hue="blue").set(
 
 # gradio keeps uploads of equal content in one place, so that none can be deleted while others may be reading it
 with gr.Blocks(title="MSE-Adapter", delete_cache=(30, 60), analytics_enabled=False) as demo:
-    gr.Markdown(f"# MSE-Adapter: how does this sound?\nThis model reads {reads}.\n\n{DISCLAIMER}")
+    gr.Markdown(f"# MSE-Adapter: how does this sound?\nWhat this model reads: {reads}.\n\n{DISCLAIMER}")
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             with gr.Tab("Film"):
@@ -234,7 +234,7 @@ with gr.Blocks(title="MSE-Adapter", delete_cache=(30, 60), analytics_enabled=Fal
                     label="Film yourself, or choose a clip",
                     sources=["upload", "webcam"],
                     include_audio=True,
-                    height=260,
+                    height=300,
                     webcam_options=gr.WebcamOptions(mirror=False),
                     elem_classes="clip",
                 )

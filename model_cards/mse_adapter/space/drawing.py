@@ -25,7 +25,7 @@ CSS = """
   border: 1px solid #0005; border-radius: 4px; color: #111; font-size: 13px; cursor: pointer; white-space: nowrap; }
 .answer .lane button:focus-visible { outline: 3px solid #0b57d0; }
 .answer .wide { overflow-x: auto; } .answer table { width: 100%; border-collapse: collapse; }
-.answer td, .answer th { text-align: left; padding: 3px 8px 3px 0; border-bottom: 1px solid #8884; }
+.answer td, .answer th { text-align: left; padding: 3px 8px 3px 0; border: 0; border-bottom: 1px solid #8884; }
 """
 # of lane and bars, all dark enough to be seen and light enough for dark letters
 COLORS = ("#8ab4f8", "#fdd663", "#81c995", "#f28b82", "#d7aefb", "#fcad70", "#78d9ec", "#dadce0")
@@ -72,7 +72,7 @@ def in_words(value, scale):
 
 
 def signed(value):
-    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+    return "0.00" if abs(value) < 0.005 else f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def gauge(value, spread, scale):
