@@ -6,30 +6,54 @@ without a clip.
 
 import argparse
 import csv
+import glob
 import json
+import os
 import sys
+import tempfile
+from pathlib import Path
+
+PICTURES = (".png", ".pdf", ".svg")
 
 
 def main(arguments=None):
-    """Runs the command; returns its exit code: 0, or 2 with one line on stderr."""
+    """Runs the command; returns its exit code: 0; 2 with one line on stderr, or where one of many clips fails; 3 where
+    the LLM wrote no answer, to it or to one of many."""
     options = parser().parse_args(arguments)
     try:
-        answer = read(options)
+        clips = find_clips(options.clip)
+        check_outputs(options, clips)
+        if len(clips) > 1:
+            answers = read_clips(options, clips)
+        else:
+            options.clip = clips[0] if clips else None
+            answers = read(options)
+        if options.table is not None:
+            several = answers if isinstance(answers, list) else [{"clip": options.clip or "", **answers}]
+            write_table(several, options.table)
     except (ImportError, OSError, ValueError) as error:
         print(f"hf_mse_adapter: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     if options.json:
-        print(json.dumps(answer, ensure_ascii=False))
+        print(json.dumps(answers, ensure_ascii=False))
+    elif len(clips) > 1:
+        print(as_list(answers))
     else:
-        print(as_table(answer) if options.turns else as_text(answer))
-    return 0
+        print(as_table(answers) if options.turns else as_text(answers))
+    answers = answers if isinstance(answers, list) else [answers]
+    return 2 if any("error" in one for one in answers) else 3 if any("problem" in one for one in answers) else 0
 
 
 def parser():
     parser = argparse.ArgumentParser(
         prog="python -m hf_mse_adapter", description="Read sentiment or emotion from a clip's words, voice and face."
     )
-    parser.add_argument("clip", nargs="?", help="video or sound: mp4, mkv, webm, mov, avi, wav, mp3, flac, m4a, ogg")
+    parser.add_argument(
+        "clip",
+        nargs="*",
+        help="video or sound: mp4, mkv, webm, mov, avi, wav, mp3, flac, m4a, ogg; several, a pattern such as "
+        "'clips/*.mp4', or - for what comes from another command",
+    )
     parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="a folder, or a repository of the Hub")
     parser.add_argument("--backbone", metavar="DIR", help="a copy of its LLM (default: the one that it names)")
     parser.add_argument("--revision", default="main", help="branch, tag or commit of that repository")
@@ -55,6 +79,7 @@ def parser():
         help="how to answer (default: as the task does best)",
     )
     parser.add_argument("--explain", action="store_true", help="answer without each of words, voice and face, too")
+    parser.add_argument("--table", metavar="CSV", help="write a line for each clip")
     parser.add_argument("--plot", metavar="PICTURE", help="draw voice, face and answer over time (png, pdf, svg)")
     parser.add_argument(
         "--speech-recognizer",
@@ -67,17 +92,63 @@ def parser():
     return parser
 
 
-def read(options):
-    """The pipeline's answer for one clip, or for each turn in it."""
-    if options.clip is None and options.text is None:
+def find_clips(given):
+    """Clips by their names and patterns, each once, in order; "-" is what comes on stdin."""
+    clips = []
+    for name in given:
+        if name == "-" or os.path.exists(name) or not glob.has_magic(name):
+            clips.append(name)
+        elif found := sorted(glob.glob(name, recursive=True)):
+            clips += found
+        else:
+            raise FileNotFoundError(f"no file fits {name}")
+    return list(dict.fromkeys(clips))
+
+
+def check_outputs(options, clips):
+    """What would otherwise fail after the work is done."""
+    if not clips and options.text is None:
         raise ValueError("there is no clip and no --text; expected at least one of them")
     for name in ("turns", "plot"):
-        if getattr(options, name) and options.clip is None:
+        if getattr(options, name) and not clips:
             raise ValueError(f"--{name} needs a clip")
     if options.turns and (options.explain or options.text or options.audio or options.vision or options.context):
         raise ValueError(
             "--turns reads all from the clip; expected no --text, --audio, --vision, --context, --explain"
         )
+    if len(clips) > 1:
+        alone = [name for name in ("turns", "plot", "text", "audio", "vision", "context") if getattr(options, name)]
+        if alone or "-" in clips:
+            what = f"--{alone[0]}" if alone else "-"
+            raise ValueError(f"there are {len(clips)} clips, and {what} is of one; expected one clip")
+    for name, endings in (("plot", PICTURES), ("table", (".csv",))):
+        if getattr(options, name) is not None:
+            path = Path(getattr(options, name))
+            if path.suffix.lower() not in endings:
+                raise ValueError(f"--{name} {path}: expected a name ending in {', '.join(endings)}")
+            if not path.resolve().parent.is_dir():
+                raise FileNotFoundError(f"--{name} {path}: its folder does not exist")
+
+
+def read_clips(options, clips):
+    """A `dict` for each of several clips: `clip`, and its answer or an `error`, which does not stop the others."""
+    pipe, answers = load_pipeline(options), []
+    for clip in clips:
+        sample = {"clip": clip} | ({"speaker": options.speaker} if options.speaker else {})
+        try:
+            answer = pipe(sample, method=options.method, explain=options.explain)
+        except (ImportError, OSError, ValueError) as error:
+            answer = {"error": " ".join(str(error).split())}
+        answers.append({"clip": clip, **answer})
+    return answers
+
+
+def read(options):
+    """The pipeline's answer for one clip, or for each turn in it."""
+    if options.clip == "-":
+        options.clip = sys.stdin.buffer.read()
+        if not options.clip:
+            raise ValueError("nothing came on stdin; expected a clip's file")
     turns = read_turns(options.turns) if options.turns else None
     pipe = load_pipeline(options)
     if turns:
@@ -159,6 +230,41 @@ def as_text(answer):
         lines.append(f"without {_called(name)}: {_in_short(without)} (it adds {without.get('difference', 0):+.2f})")
     lines += _sources_in_words(answer.get("made_from", {}))
     return "\n".join(lines)
+
+
+def as_list(answers):
+    """Several clips, one a line."""
+    width = max(len(answer["clip"]) for answer in answers)
+    words = [f"failed: {one['error']}" if "error" in one else _in_short(one) for one in answers]
+    return "\n".join(f"{answer['clip']:<{width}}  {said}" for answer, said in zip(answers, words, strict=True))
+
+
+def write_table(answers, path):
+    """A csv, whole or not at all: a line for each clip, or each turn of one, with its answer, words and sources."""
+    labels = list(dict.fromkeys(label for answer in answers for label in answer.get("probabilities", ())))
+    plain = [
+        name
+        for name in ("clip", "start", "end", "speaker", "value", "spread", "label", "score")
+        if any(name in answer for answer in answers)
+    ]
+    handle, temporary = tempfile.mkstemp(dir=Path(path).resolve().parent, suffix=".csv")
+    try:
+        with os.fdopen(handle, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow([*plain, *(f"score_{label}" for label in labels), "text", "problem", "made_from"])
+            for answer in answers:
+                made_from = answer.get("made_from", {})
+                writer.writerow([
+                    *("" if isinstance(answer.get(name), bytes) else answer.get(name, "") for name in plain),
+                    *(answer.get("probabilities", {}).get(label, "") for label in labels),
+                    answer.get("text", made_from.get("transcript", "")),
+                    answer.get("error", answer.get("problem", "")),
+                    json.dumps(made_from, ensure_ascii=False),
+                ])  # fmt: skip
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
 
 
 def as_table(answers):

@@ -47,7 +47,7 @@ def shown(browser, folder, signal, leads=STANDARD_LEADS, timeline=(), width=1280
 def ink(page):
     """The trace: for each column of the canvas the mean row of its black pixels, NaN where there are none."""
     text = page.locator("#paper").evaluate("canvas => canvas.toDataURL('image/png')").split(",")[1]
-    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("L")) < 90
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("L")) < 150  # the grid is paler
     rows = np.arange(picture.shape[0])[:, None]
     with np.errstate(invalid="ignore", divide="ignore"):
         return (picture * rows).sum(axis=0) / picture.sum(axis=0)

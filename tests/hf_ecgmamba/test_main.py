@@ -1,8 +1,11 @@
 """The command: a table for a person, json for a machine, one line and exit code 2 for what cannot work."""
 
+import csv
+import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,3 +161,57 @@ def test_units_as_a_number(model_folder, tmp_path, capsys):
     assert main([str(tmp_path / "counts.npz"), "--model", str(model_folder)]) == 2
     assert "whole numbers, as a converter counts; give --units" in capsys.readouterr().err
     assert main([str(tmp_path / "counts.npz"), "--model", str(model_folder), "--units", "0.001"]) == 0
+
+
+def test_many_files_and_patterns_to_a_table(model_folder, tmp_path, capsys):
+    for number in range(3):
+        signal = np.random.default_rng(number).normal(size=(2, 400)).cumsum(axis=1).astype(np.float32) * 0.05
+        np.savez(tmp_path / f"{number}.npz", signal=signal, sampling_rate=100, leads=["I", "II"], units="mV")
+    (tmp_path / "broken.npz").write_text("no archive")
+    model = ["--model", str(model_folder)]
+    table = tmp_path / "scores.csv"
+    assert main([str(tmp_path / "[0-2].npz"), *model, "--table", str(table)]) == 0
+    capsys.readouterr()
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["file"]).name for row in rows] == ["0.npz", "1.npz", "2.npz"]
+    assert main([str(tmp_path / "1.npz"), *model, "--json"]) == 0
+    alone = {one["label"]: one["score"] for one in json.loads(capsys.readouterr().out)["findings"]}
+    assert float(rows[1]["score_AFIB"]) == pytest.approx(alone["AFIB"], abs=1e-6) and rows[1]["findings"] == "NORM"
+
+    files = [str(tmp_path / name) for name in ("0.npz", "broken.npz")]
+    assert main([*files, *model, "--json"]) == 2  # the others are answered all the same
+    first, second = json.loads(capsys.readouterr().out)
+    assert first["file"] == files[0] and first["findings"] and "broken.npz" in second["error"]
+    assert main([*files, *model]) == 2
+    assert "failed: " in capsys.readouterr().out
+
+
+def test_a_recording_comes_from_another_command(model_folder, file, monkeypatch, capsys):
+    class Stdin:
+        buffer = io.BytesIO(file.read_bytes())
+
+    monkeypatch.setattr(sys, "stdin", Stdin)
+    assert main(["-", "--model", str(model_folder), "--json"]) == 0
+    piped = json.loads(capsys.readouterr().out)
+    assert main([str(file), "--model", str(model_folder), "--json"]) == 0
+    assert piped["findings"] == json.loads(capsys.readouterr().out)["findings"] and piped["file"] == "-"
+    assert main(["-", "--model", str(model_folder)]) == 2  # nothing more comes
+    assert "nothing came on stdin" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--plot", "x.gif"], "--plot x.gif: expected a name ending in .png"),
+        (["other.npz", "--plot", "x.png"], "--plot draws one recording, but there are 2 files"),
+        (["--table", "x.xls"], "--table x.xls: expected a name ending in .csv"),
+        (["--table", "nowhere/x.csv"], "its folder does not exist"),
+        (["-"], "- is one of several files"),
+        (["nothing-*.hea"], "no file fits nothing-*.hea"),
+    ],
+)
+def test_arguments_are_checked_before_any_work(more, message, file, capsys, monkeypatch):
+    monkeypatch.chdir(file.parent)
+    assert main([str(file), *more, "--model", "nowhere/at-all"]) == 2  # the model is not even looked for
+    assert message in capsys.readouterr().err

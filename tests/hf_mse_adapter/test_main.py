@@ -1,6 +1,10 @@
 """The command: one clip in, one answer or one line about what is wrong out."""
 
+import csv
+import io
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from hf_mse_adapter.configuration_mse_adapter import MseConfig
 from hf_mse_adapter.modeling_mse_adapter import MseForConditionalGeneration
 from hf_mse_adapter.pipeline_multimodal_sentiment import MultimodalSentimentPipeline
 from hf_mse_adapter.processing_mse_adapter import MseProcessor
+from tests.hf_mse_adapter.odd_clips import write
 from tests.hf_mse_adapter.tiny_backbones import build_backbone, build_tokenizer
 
 
@@ -52,7 +57,7 @@ def test_answers_as_the_pipeline_does(folder, capsys):
     else:
         assert text.splitlines()[0] == f"{expected['score']:6.1%}  {expected['label']}" and len(text.splitlines()) == 3
 
-    assert main([*arguments, "--method", "greedy"]) == 0
+    assert main([*arguments, "--method", "greedy"]) == 3
     assert capsys.readouterr().out.startswith("no answer: ")
 
 
@@ -70,3 +75,46 @@ def test_says_in_one_line_what_is_wrong(folder, capsys):
         assert main(["--text", "x", "--device", "cpu", *arguments]) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert error.startswith("hf_mse_adapter: ") and message in error
+
+
+def test_many_clips_go_to_a_table_and_one_comes_from_another_command(folder, tmp_path, capsys, monkeypatch):
+    # words alone are made of a clip here; in silence there are none
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.wav", video=None, audio="pcm_s16le", sound=np.zeros(8000, np.float32))
+    (tmp_path / "broken.wav").write_text("hello")
+    model = ["--model", str(folder / "model"), "--device", "cpu"]
+    assert main([str(tmp_path / "[ab].wav"), *model, "--table", str(tmp_path / "table.csv")]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    with (tmp_path / "table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["clip"]).name for row in rows] == ["a.wav", "b.wav"]
+    assert json.loads(rows[0]["made_from"])["seconds"] == 0.5
+    assert main([str(tmp_path / "*.wav"), *model, "--json"]) == 2
+    assert ["error" in answer for answer in json.loads(capsys.readouterr().out)] == [False, False, True]
+
+    class Stdin:
+        buffer = io.BytesIO((tmp_path / "a.wav").read_bytes())
+
+    monkeypatch.setattr(sys, "stdin", Stdin)
+    assert main(["-", *model, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["made_from"]["seconds"] == 0.5
+    assert main(["-", *model]) == 2
+    assert "nothing came on stdin" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a.wav", "--plot", "x.gif"], "--plot x.gif: expected a name ending in .png"),
+        (["a.wav", "--plot", "nowhere/x.png"], "its folder does not exist"),
+        (["a.wav", "--table", "x.xls"], "--table x.xls: expected a name ending in .csv"),
+        (["a.wav", "b.wav", "--text", "x"], "there are 2 clips, and --text is of one"),
+        (["a.wav", "-"], "there are 2 clips, and - is of one"),
+        (["*.none"], "no file fits *.none"),
+        ([], "there is no clip and no --text"),
+    ],
+)
+def test_arguments_are_checked_before_any_work(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*arguments, "--model", "nowhere/at-all"]) == 2  # the model is not even looked for
+    assert message in capsys.readouterr().err
