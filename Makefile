@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: demo test test-slow test-lowest test-newest lint bench
+.PHONY: demo test test-slow test-lowest test-newest test-container lint bench
 
 demo: .venv/installed
 	$(RUN) training/demo_ecg.py
@@ -25,6 +25,13 @@ test-newest:
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager --editable '.[test]'
 	.venv-newest/bin/python -m pytest
+
+# what the Dockerfile's lines do, without docker: its requirements alone, its server, a model, a question
+test-container: .venv/installed
+	rm -rf .venv-container
+	$(PYTHON) -m venv .venv-container
+	.venv-container/bin/pip install --quiet -r model_cards/ecgmamba/requirements.txt -r model_cards/container/requirements.txt
+	CONTAINER_PYTHON=$(CURDIR)/.venv-container/bin/python $(RUN) -m pytest -m slow tests/test_container_environment.py
 
 lint: .venv/installed
 	.venv/bin/ruff check .

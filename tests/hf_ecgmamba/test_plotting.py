@@ -11,7 +11,7 @@ from matplotlib.text import Text
 
 from hf_ecgmamba.attribution import Attribution
 from hf_ecgmamba.measurements import FIELDS
-from hf_ecgmamba.plotting import PAGE_WIDTH, plot_recording
+from hf_ecgmamba.plotting import PAGE_WIDTH, plot_recording, spelled_out
 from hf_ecgmamba.recording_channels import STANDARD_LEADS, Recording
 
 FINDINGS = [
@@ -191,3 +191,10 @@ def test_measurements_are_a_line_of_the_header():
     measured = dict.fromkeys(FIELDS) | {"heart_rate_bpm": 71.6, "qrs_ms": 92.0, "axis_degrees": -12.3}
     (line,) = [text for text in texts(plot_recording(heart(), FINDINGS, measurements=measured)) if "QRS" in text]
     assert line.split("    ") == ["rate 72/min", "PR –", "QRS 92 ms", "QT –", "QTc –", "axis -12°", "SDNN –"]
+
+
+@pytest.mark.parametrize("label", ["CLBBB", "AFIB", "STTC"])
+def test_names_stand_whole_where_there_is_room(label):
+    findings = [{"label": label, "score": 0.9, "present": True}, {"label": "NORM", "score": 0.1, "present": False}]
+    shown = texts(plot_recording(heart(), findings))
+    assert spelled_out(label) in shown and not any(text.endswith("…") for text in shown)
