@@ -57,7 +57,7 @@ def test_what_is_launched(job, monkeypatch, tmp_path):
     [
         (["--recipe", "training/recipes/none.yaml"], "begins with ecg_ or msa_"),
         (["--recipe", "training/recipes/ecg_none.yaml"], "there is no recipe"),
-        (["--recipe", "x", "--code", "."], "with no training/run_ecg.py"),
+        (["--recipe", "x", "--code", "."], "no training/run_ecg.py"),
     ],
 )
 def test_one_line_says_what_is_wrong(arguments, message, tmp_path):
