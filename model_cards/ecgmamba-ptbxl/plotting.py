@@ -114,7 +114,7 @@ def plot_recording(
     )
 
     # heights from the top: title, findings, timeline, paper, footer
-    finding_rows = 0 if findings is None else math.ceil(min(len(findings), MOST_FINDINGS) / 4) or 1
+    finding_rows = 0 if findings is None else math.ceil(min(len(findings), MOST_FINDINGS) / columns_of(findings)) or 1
     measured_height = 0 if measurements is None else LINE_HEIGHT
     header = (
         16
@@ -270,7 +270,7 @@ def draw_title(axes, y, source, page, start, seconds):
 
 
 def draw_findings(axes, top, findings, refused=None):
-    """Four columns of score, bar and label; what is present comes first, in red. The reason of a refusal stands above
+    """Columns of score, bar and label; what is present comes first, in red. The reason of a refusal stands above
     them or in their place."""
     if refused is not None:
         text = f"{'in doubt' if findings else 'no findings'}: {refused}"
@@ -278,11 +278,12 @@ def draw_findings(axes, top, findings, refused=None):
         axes.text(MARGIN, top - 3.2 if not findings else top + 1.4, text, size=8.5, weight="bold", color=FOUND)
     elif not findings:
         axes.text(MARGIN, top - 3.2, "no findings", size=8.5, color=FAINT_INK)
-    column_width = (PAGE_WIDTH - 2 * MARGIN) / 4
+    columns = columns_of(findings)
+    column_width = (PAGE_WIDTH - 2 * MARGIN) / columns
     shown = findings[:MOST_FINDINGS]
     for place, found in enumerate(shown):
-        left = MARGIN + column_width * (place % 4)
-        y = top - LINE_HEIGHT * (place // 4) - 3.2
+        left = MARGIN + column_width * (place % columns)
+        y = top - LINE_HEIGHT * (place // columns) - 3.2
         colour, weight = (FOUND, "bold") if found["present"] else (FAINT_INK, "normal")
         if found["present"] is None:  # a number, not a probability
             label = axes.text(left, y, shortened(found["label"], column_width - 16, 8.5), size=8.5, color=INK)
@@ -341,6 +342,17 @@ def wrapped(notes):
     if len(lines) > MOST_NOTE_LINES:
         lines = [*lines[: MOST_NOTE_LINES - 1], f"and {len(lines) - MOST_NOTE_LINES + 1} more lines of notes"]
     return lines
+
+
+def columns_of(findings):
+    """In how many columns the findings stand: four, or as few, down to two, as their names need to stand whole."""
+    shown = findings[:MOST_FINDINGS]
+    for columns in (4, 3):
+        width = (PAGE_WIDTH - 2 * MARGIN) / columns - 29
+        names = [(spelled_out(found["label"]), "bold" if found["present"] else "normal") for found in shown]
+        if all(shortened(name, width, 8.5, weight) == name for name, weight in names):
+            return columns
+    return 2
 
 
 def shortened(text, width, size, weight="normal"):
