@@ -15,16 +15,17 @@ from training.reports import atomic_path
 TABLE_BYTES = 16 << 20
 
 
-def shared_dataset(rows, features, key, name, cache_dir=None):
+def shared_dataset(rows, features, key, name, cache_dir=None, split=None):
     """
     A dataset that lies on disk, made of `rows` where no process has made it yet; others wait for the one that does.
 
     Args:
         rows (Callable[[], Iterable[dict]]): gives the rows; called at most once, rows are held a table at a time.
-        features (datasets.Features): of Value and Array2D, whose arrays rows hold as np.ndarray.
+        features (datasets.Features): of Value, and of List and Array2D, whose arrays rows hold as np.ndarray.
         key: says what the rows depend on, by its repr; with another key they are made anew.
         name (str): of the file, for whoever looks into the cache.
         cache_dir (str, optional): instead of the one of `datasets`.
+        split (datasets.NamedSplit, optional): of the dataset.
 
     Returns:
         Dataset: in numpy format.
@@ -37,7 +38,7 @@ def shared_dataset(rows, features, key, name, cache_dir=None):
         if not path.is_file():
             with atomic_path(path) as temporary:
                 _write(rows(), features, temporary)
-    return datasets.Dataset.from_file(str(path)).with_format("numpy")
+    return datasets.Dataset.from_file(str(path), split=split).with_format("numpy")
 
 
 def _write(rows, features, path):
@@ -54,13 +55,18 @@ def _write(rows, features, path):
 
 def _as_table(rows, features):
     schema = features.arrow_schema
-    columns = [
-        _as_extension([row[name] for row in rows], schema.field(name).type, feature.shape[1])
-        if isinstance(feature, Array2D)
-        else pa.array([row[name] for row in rows], schema.field(name).type)
-        for name, feature in features.items()
-    ]
+    columns = [_as_column([row[name] for row in rows], schema.field(name).type, features[name]) for name in features]
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _as_column(values, arrow_type, feature):
+    if isinstance(feature, Array2D):
+        return _as_extension(values, arrow_type, feature.shape[1])
+    if not isinstance(feature, datasets.List):
+        return pa.array(values, arrow_type)
+    ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
+    numbers = np.concatenate(values) if values else np.zeros(0)
+    return pa.ListArray.from_arrays(ends, pa.array(numbers, arrow_type.value_type), type=arrow_type)
 
 
 def _as_extension(arrays, extension_type, width):

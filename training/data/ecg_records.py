@@ -11,16 +11,23 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+from multiprocess import Pool
+from tqdm import tqdm
 from transformers.utils import logging
+
+from training.data.arrow_cache import shared_dataset
 
 logger = logging.get_logger(__name__)
 
 SPLITS = ("train", "validation", "test")
+_PART = 64  # records that a process reads at once
 
 
 @dataclass(frozen=True)
@@ -173,7 +180,7 @@ def load_splits(collection, feature_extractor, cache_dir=None, num_proc=None, on
         if failed:
             readable = [index for index, error in enumerate(dataset["error"]) if not error]
             dataset = dataset.select(readable) if len(readable) < len(dataset) else dataset
-        splits[split] = dataset.remove_columns("error").with_format("numpy")
+        splits[split] = dataset.remove_columns("error")
     return datasets.DatasetDict({split: dataset for split, dataset in splits.items() if len(dataset)})
 
 
@@ -186,51 +193,76 @@ def _cached(records, split, label_names, feature_extractor, cache_dir, num_proc,
         labels=datasets.List(datasets.Value("float32")),
         error=datasets.Value("string"),
     )
-    arguments = {
-        "records": records,
-        "label_names": label_names,
-        "extractor_class": type(feature_extractor),
-        "extractor_settings": {**feature_extractor.to_dict(), "normalization": "none"},
-        "code": _code_of(feature_extractor),
-        "files": _state_of_files(records),
-        "on_error": on_error,
-    }
-    num_proc = None if num_proc is None else min(num_proc, len(records))
+    settings = {**feature_extractor.to_dict(), "normalization": "none"}
+    read = partial(_rows, type(feature_extractor), settings, label_names, on_error)
+    key = (
+        split,
+        label_names,
+        type(feature_extractor).__name__,
+        sorted((name, repr(value)) for name, value in settings.items()),
+        _code_of(feature_extractor),
+        _state_of_files(records),
+        on_error,
+        _hash_of(records),
+    )
+
+    def rows():
+        progress = partial(tqdm, total=len(records), desc=f"reading {split}", unit="recording", disable=None)
+        parts = [records[first : first + _PART] for first in range(0, len(records), _PART)]
+        if (num_proc or 1) == 1 or len(parts) == 1:
+            yield from progress(chain.from_iterable(map(read, parts)))
+            return
+        with Pool(min(num_proc, len(parts))) as pool:
+            yield from progress(chain.from_iterable(pool.imap(read, parts)))
+
     try:
-        dataset = datasets.Dataset.from_generator(
-            _examples,
-            features=features,
-            cache_dir=cache_dir,
-            gen_kwargs=arguments,
-            num_proc=num_proc if (num_proc or 1) > 1 else None,
-            split=datasets.NamedSplit(split),
-        )
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise ValueError(f"the {split} split could not be built: {error.__cause__}") from error
-    return dataset
+        return shared_dataset(rows, features, key, split, cache_dir, datasets.NamedSplit(split))
+    except ValueError as error:
+        raise ValueError(f"the {split} split could not be built: {error}") from error
 
 
-def _examples(records, label_names, extractor_class, extractor_settings, code, files, on_error):
+def _rows(extractor_class, extractor_settings, label_names, on_error, records):
+    """The rows of some records, as the columns of `load_splits` have them."""
     feature_extractor = extractor_class.from_dict(dict(extractor_settings))
+    of_label = {name: place for place, name in enumerate(label_names)}
+    rows = []
     for record in records:
         source = record.source() if callable(record.source) else record.source
+        signal, lead_mask, labels = np.zeros((0, 0), np.float32), np.zeros(0, bool), np.zeros(0, np.float32)
+        problem = ""
         try:
             features = feature_extractor(source, padding=False, return_tensors="np", **record.stated)
         except (ValueError, OSError, ImportError) as error:
             if on_error == "raise":
                 raise ValueError(f"recording {record.name!r}: {error}") from error
-            empty = {"input_values": [], "num_samples": 0, "lead_mask": [], "labels": [], "error": str(error)}
-            yield {"record": record.name, **empty}
-            continue
-        signal = np.asarray(features["input_values"][0], dtype=np.float32)
-        yield {
-            "record": record.name,
-            "input_values": signal.reshape(-1),
-            "num_samples": signal.shape[1],
-            "lead_mask": np.asarray(features["lead_mask"][0], dtype=bool),
-            "labels": np.isin(label_names, record.labels).astype(np.float32),
-            "error": "",
-        }
+            problem = str(error)
+        else:
+            signal = np.asarray(features["input_values"][0], dtype=np.float32)
+            lead_mask = np.asarray(features["lead_mask"][0], dtype=bool)
+            labels = np.zeros(len(label_names), np.float32)
+            labels[[of_label[name] for name in record.labels]] = 1
+        rows.append(
+            {
+                "record": record.name,
+                "input_values": signal.reshape(-1),
+                "num_samples": signal.shape[1],
+                "lead_mask": lead_mask,
+                "labels": labels,
+                "error": problem,
+            }
+        )
+    return rows
+
+
+def _hash_of(records):
+    """Tells records from others, but for what their files hold: names, sources, labels, what is stated."""
+    digest = hashlib.sha256()
+    for record in records:
+        source = record.source
+        # arrays by their values, functions by their code
+        source = str(source) if isinstance(source, (str, Path)) else datasets.fingerprint.Hasher.hash(source)
+        digest.update(repr((record.name, source, record.labels, sorted(record.stated.items()))).encode())
+    return digest.hexdigest()
 
 
 def _state_of_files(records):
