@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from .recording_channels import library, one_line
+from .recording_channels import FILE_ENDINGS, library, one_line
 from .recording_wfdb_plain import read_wfdb_header
 
 LOWEST_RATE, HIGHEST_RATE = 10.0, 100_000.0  # Hz
@@ -24,10 +24,6 @@ MOST_CHANNELS = 256
 MOST_BYTES = 2**27  # of a file, and of what it unpacks to
 MOST_FILES = 500  # in an archive, or that a header puts together
 
-_SIGNAL_SUFFIXES = (
-    *(".hea", ".edf", ".bdf", ".dcm", ".xml", ".scp", ".ecg", ".aecg"),
-    *(".npz", ".npy", ".h5", ".hdf5", ".mat", ".csv", ".tsv", ".txt"),
-)
 _SUFFIX_BY_CONTENT = (
     (b"\x93NUMPY", ".npy"),
     (b"\x89HDF\r\n\x1a\n", ".h5"),
@@ -79,11 +75,11 @@ def choose_recording(paths):
         if len(wholes) != 1:
             raise ValueError(f"the files hold {len(wholes)} WFDB records; expected one")
         return wholes[0]
-    found = [path for path in paths if path.suffix.lower() in _SIGNAL_SUFFIXES]
+    found = [path for path in paths if path.suffix.lower() in FILE_ENDINGS]
     if len(found) != 1:
         raise ValueError(
             f"the files hold {len(found)} recordings; expected one: a WFDB header (.hea) with its signal files, or a "
-            f"file that ends in {', '.join(_SIGNAL_SUFFIXES[1:])}"
+            f"file that ends in {', '.join(FILE_ENDINGS[1:])}"
         )
     return found[0]
 

@@ -49,6 +49,7 @@ from hf_ecgmamba import EcgMambaConfig, open_recordings
 from hf_ecgmamba.default_network import NAME, default_network
 from hf_ecgmamba.pipeline_ecg_classification import ScoredRecording, collate, load_pipeline
 from hf_ecgmamba.recording_arrays import may_hold_many
+from hf_ecgmamba.recording_channels import FILE_ENDINGS
 from training.launch import end_with_parent, run, runs_on_cpu
 from training.recipe import parse_recipe
 from training.reports import atomic_path
@@ -56,10 +57,6 @@ from training.reports import atomic_path
 STATED = ("sampling_rate", "leads", "units")
 LOCK_SECONDS = 10.0  # of patience with a killed run whose last process is still going
 MOST_PIECES = 1000  # on their way together, of recordings that fail
-SUFFIXES = (
-    *(".hea", ".mat", ".h5", ".hdf5", ".edf", ".bdf", ".rec", ".npy", ".npz", ".csv", ".tsv", ".txt"),
-    *(".dcm", ".xml", ".scp", ".ecg"),
-)
 
 
 @dataclass
@@ -262,7 +259,7 @@ def find_sources(options):
         if not names:
             raise ValueError(
                 f"{folder} holds no recording that fits {options.pattern}; expected names ending in "
-                f"{', '.join(SUFFIXES)}"
+                f"{', '.join(FILE_ENDINGS)}"
             )
         others = count_others(folder, names, options.pattern, leave_out=output if is_inside else None)
         names, of_many = each_of_many(folder, names)
@@ -308,7 +305,7 @@ def list_recordings(folder, pattern="**/*", leave_out=None):
     kind are taken for recordings: a table of labels among them will fail and be listed so. Hidden files, and what
     lies in the folder `leave_out`, are none.
     """
-    files = sorted(path for path in folder.glob(pattern) if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = sorted(path for path in folder.glob(pattern) if path.suffix.lower() in FILE_ENDINGS and path.is_file())
     files = [path for path in files if not any(part[0] == "." for part in path.relative_to(folder).parts)]
     if leave_out is not None:
         files = [path for path in files if leave_out.resolve() not in path.resolve().parents]

@@ -40,6 +40,7 @@ DISCLAIMER = (
 )
 
 ecg = pipeline("ecg-classification", model=MODEL_ID, revision=REVISION, trust_remote_code=True)
+FORMATS = ", ".join(ecg.feature_extractor.formats)
 
 
 def example():
@@ -69,7 +70,7 @@ def read_and_clear(files, sampling_rate=None):
 
 def find_recording(paths):
     if not paths:
-        raise ValueError("no file; upload a recording: WFDB (header and signal files), EDF, CSV, NumPy, MATLAB, HDF5")
+        raise ValueError(f"no file; upload a recording: {FORMATS}")
     headers = [path for path in paths if path.suffix.lower() == ".hea"]
     if len(headers) > 1 or (not headers and len(paths) > 1):
         raise ValueError(
@@ -191,7 +192,7 @@ with gr.Blocks(title="ECGMamba", delete_cache=(30, 60), analytics_enabled=False)
                 file_count="multiple",
                 height=150,
             )
-            gr.Markdown("WFDB (header and signal files, or a zip of them), EDF, CSV, NumPy, MATLAB, HDF5.")
+            gr.Markdown(f"{FORMATS}. Files of WFDB together, or a zip of them.")
             with gr.Accordion("The file does not state its sampling rate", open=False):
                 rate = gr.Number(label="Sampling rate in Hz", value=None)
             with gr.Row():
