@@ -186,7 +186,7 @@ predict.main(["--model", model, "--input", folder, "--output", output])
 print(seen["count"] / seen["seconds"])
 """
 CACHE = """
-import sys, time
+import hashlib, sys, time
 root, folder, cache = sys.argv[1:]
 sys.path.insert(0, root)
 from hf_ecgmamba import EcgMambaFeatureExtractor
@@ -196,7 +196,14 @@ collection = load_ptbxl(folder)
 extractor = EcgMambaFeatureExtractor()
 start = time.perf_counter()
 splits = load_splits(collection, extractor, cache)
-print(sum(map(len, splits.values())) / (time.perf_counter() - start))
+rate = sum(map(len, splits.values())) / (time.perf_counter() - start)
+digest = hashlib.sha256()
+for _, rows in sorted(splits.items()):
+    for row in rows:
+        digest.update(row["record"].encode())
+        for name in ("input_values", "lead_mask", "labels"):
+            digest.update(row[name].tobytes())
+print(digest.hexdigest(), rate)
 """
 
 
@@ -218,13 +225,14 @@ def compare_builds(options, folder):
     (fold9 / "scp_statements.csv").write_bytes((options.ptbxl / "scp_statements.csv").read_bytes())
     model = make_model(folder / "model")
     builds = {"before": options.before.resolve(), "now": ROOT}
-    results = {name: {"read": [], "predict": [], "cache": []} for name in builds}
+    results, digests = {name: {"read": [], "predict": [], "cache": []} for name in builds}, {}
     for round_number in range(2):
         for name, root in builds.items():
             place = folder / f"{name}{round_number}"
-            results[name]["read"].append(run(READ, root, options.ptbxl))
-            results[name]["predict"].append(run(PREDICT, root, model, fold9, place / "scores"))
-            results[name]["cache"].append(run(CACHE, root, fold9, place / "cache"))
+            results[name]["read"].append(run(READ, root, options.ptbxl)[0])
+            results[name]["predict"].append(run(PREDICT, root, model, fold9, place / "scores")[0])
+            rate, digests[name] = run(CACHE, root, fold9, place / "cache")
+            results[name]["cache"].append(rate)
     before, now = results["before"], results["now"]
     print("\n| build by build | before | now | ratio |\n|---|---|---|---|")
     for what, best, unit in (("read", min, "ms a record"), ("predict", max, "records/s"), ("cache", max, "records/s")):
@@ -233,6 +241,8 @@ def compare_builds(options, folder):
         words = {"read": "read_recording, PTB-XL", "predict": "training/predict.py, fold 9", "cache": "first reading"}
         print(f"| {words[what]}, {unit} | {old:.2f} | {new:.2f} | {ratio:.2f} |")
     print(json.dumps(results))
+    is_equal = digests["before"] == digests["now"]
+    print(f"the tensors of the first reading are {'equal, to the bit' if is_equal else 'NOT equal'}")
 
 
 def make_model(folder):
@@ -258,7 +268,8 @@ def run(code, *arguments):
     )
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
-    return float(done.stdout.split()[-1])
+    words = done.stdout.split()
+    return float(words[-1]), words[-2] if len(words) > 1 else None
 
 
 if __name__ == "__main__":

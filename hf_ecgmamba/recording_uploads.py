@@ -22,6 +22,7 @@ MOST_SECONDS = 30 * 3600.0  # a day's Holter recording, with hours to spare
 MOST_VALUES = 2**25  # samples of all channels: a day of 3 leads at 125 Hz, 12 leads at 500 Hz for an hour and a half
 MOST_CHANNELS = 256
 MOST_BYTES = 2**27  # of a file, and of what it unpacks to
+MOST_ELEMENTS = 100_000  # of XML
 MOST_FILES = 500  # in an archive, or that a header puts together
 
 _SUFFIX_BY_CONTENT = (
@@ -152,6 +153,10 @@ def require_harmless_file(path):
         _require_small_archive(path)
     elif head.startswith(b"MATLAB 5.0"):
         _require_small_matlab(path)
+    elif head[128:132] == b"DICM":
+        _require_small_dicom(path)
+    elif head.removeprefix(b"\xef\xbb\xbf").removeprefix(b"\xff\xfe").lstrip(b" \t\r\n\0").startswith(b"<"):
+        _require_few_elements(path)
     elif _is_text(head):
         _require_columns(path)
 
@@ -252,6 +257,34 @@ def _require_small_matlab(path):
                     part = unpacker.unconsumed_tail
                     if total > MOST_BYTES:
                         raise ValueError(f"{path.name} unpacks to more than {MOST_BYTES:,} bytes")
+
+
+def _require_small_dicom(path):
+    """Of what DICOM may deflate, the whole behind the file's first group, the size is not stated: it is unpacked once,
+    into nothing."""
+    with open(path, "rb") as file:
+        head = file.read(2**16)
+        first_group = head[132:144]
+        if first_group[:6] != b"\x02\0\0\0UL" or b"1.2.840.10008.1.2.1.99" not in head:
+            return
+        file.seek(144 + int.from_bytes(first_group[8:], "little"))
+        unpacker, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while (part := file.read(2**16)) and not unpacker.eof:
+            while part:
+                try:
+                    total += len(unpacker.decompress(part, 2**20))
+                except zlib.error as error:
+                    raise ValueError(f"{path.name} is damaged ({one_line(error)})") from None
+                part = unpacker.unconsumed_tail
+                if total > MOST_BYTES:
+                    raise ValueError(f"{path.name} unpacks to more than {MOST_BYTES:,} bytes")
+
+
+def _require_few_elements(path):
+    """XML of as many elements as an ECG's: each becomes several objects. (Entities are refused where it is parsed.)"""
+    count = path.read_bytes().count(b"<")
+    if count > MOST_ELEMENTS:
+        raise ValueError(f"{path.name} has {count:,} elements; expected at most {MOST_ELEMENTS:,}")
 
 
 def _require_columns(path):

@@ -192,3 +192,86 @@ def test_pickles_are_refused_in_our_own_words(folder):
         with pytest.raises(ValueError, match="holds Python objects") as caught:
             open_recording(folder / name, trusted=False)
         assert "allow_pickle" not in str(caught.value)
+
+
+# -- XML and DICOM of strangers ---------------------------------------------------------------------------------------
+
+
+def aecg(shared_data):
+    pytest.importorskip("ecgdatakit", reason="the extra `clinical` is not installed")
+    return (shared_data / "ecg" / "clinical" / "aecg_fda_subject1_0.xml").read_text()
+
+
+def test_xml_of_a_stranger_is_read_whatever_its_lines(shared_data):
+    text = aecg(shared_data)
+    expected = open_recording(text.encode()).read().signal
+    for content in (text.encode(), text.replace("\n", " ").encode(), text.replace("UTF-8", "UTF-16").encode("utf-16")):
+        np.testing.assert_array_equal(open_recording(content, trusted=False).read().signal, expected)
+
+
+@pytest.mark.parametrize(
+    ("declaration", "entity", "message"),
+    [
+        (
+            "".join(f'<!ENTITY e{k + 1} "{f"&e{k};" * 10}">' for k in range(9)) + '<!ENTITY e0 "lol">',
+            "&e9;",
+            "EntitiesForb",
+        ),
+        ('<!ENTITY e SYSTEM "file:///etc/hostname">', "&e;", "EntitiesForbidden"),
+        ('<!ENTITY % e SYSTEM "http://127.0.0.1:9/e.dtd"> %e;', "", "EntitiesForbidden"),
+    ],
+    ids=["expanding", "external", "parameter"],
+)
+def test_entities_are_refused(shared_data, declaration, entity, message):
+    text = f"<!DOCTYPE AnnotatedECG [{declaration}]>" + aecg(shared_data).replace("<id ", f"{entity}<id ", 1)
+    with pytest.raises(ValueError, match=message) as refusal:
+        open_recording(text.encode(), trusted=False)
+    assert "\n" not in str(refusal.value)
+
+
+def test_xml_of_countless_elements_is_refused_before_it_is_parsed():
+    pytest.importorskip("ecgdatakit", reason="the extra `clinical` is not installed")
+    for content in (b"<a/>" * 200_000, b"<a>" * 150_000 + b"</a>" * 150_000):
+        with pytest.raises(ValueError, match=r"has [\d,]+ elements; expected at most 100,000"):
+            open_recording(b"<?xml version='1.0'?><AnnotatedECG>" + content + b"</AnnotatedECG>", trusted=False)
+
+
+def dicom(shared_data, change=None, deflated=False):
+    """The bytes of pydicom's ECG, changed."""
+    pydicom = pytest.importorskip("pydicom", reason="the extra `clinical` is not installed")
+    dataset, file = pydicom.dcmread(shared_data / "ecg" / "clinical" / "pydicom_waveform_ecg.dcm"), io.BytesIO()
+    if change is not None:
+        change(dataset)
+    if deflated:
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    dataset.save_as(file)
+    return file.getvalue()
+
+
+def test_deflated_dicom_is_read_and_a_bomb_refused(shared_data):
+    expected = open_recording(dicom(shared_data)).read().signal
+    content = dicom(shared_data, deflated=True)
+    np.testing.assert_array_equal(open_recording(content, trusted=False).read().signal, expected)
+    bomb = dicom(shared_data, lambda dataset: dataset.add_new(0x00420011, "OB", bytes(150_000_000)), deflated=True)
+    assert len(bomb) < 1e6
+    with pytest.raises(ValueError, match="unpacks to more than 134,217,728 bytes"):
+        open_recording(bomb, trusted=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("NumberOfWaveformSamples", 2**31, "cannot reshape"),
+        ("NumberOfWaveformChannels", 60_000, "cannot reshape"),
+        ("MultiplexGroupTimeOffset", 1e14, "its groups of channels begin"),
+        ("MultiplexGroupTimeOffset", -5000, "its groups of channels begin"),
+        ("SamplingFrequency", 1e-9, "sampling rate is 1e-09 Hz"),
+        ("SamplingFrequency", 1e9, "sampling rate is 1e\\+09 Hz"),
+    ],
+)
+def test_what_dicom_says_of_its_size_is_checked(shared_data, name, value, message):
+    with pytest.raises(ValueError, match=message) as refusal:
+        open_recording(
+            dicom(shared_data, lambda dataset: setattr(dataset.WaveformSequence[0], name, value)), trusted=False
+        )
+    assert "\n" not in str(refusal.value)
