@@ -58,6 +58,10 @@ def save_for_hub(
     max_shard_size="5GB",
     weights_dtype=None,
     example=None,
+    hub_datasets=None,
+    metrics_by_class=None,
+    metrics_by_group=None,
+    limits="",
 ):
     """
     Writes a folder that loads anywhere with `trust_remote_code=True`: weights, config, feature extractor, all code,
@@ -80,6 +84,10 @@ def save_for_hub(
             the size; decay rates and step sizes stay float32. The model is rounded to it, and loads as what it is.
         example (float [leads, time], *optional*): a recording in millivolts at the model's rate, in place of the
             drawn-up one.
+        hub_datasets (`list[str]`, *optional*): ids on the Hub of what it was trained on, which its page then links.
+        metrics_by_class, metrics_by_group (`dict[str, dict[str, float]]`, *optional*): the same metrics for each
+            label, and for each group of people ("women", "70 and older"), for the card's tables.
+        limits (`str`, markdown): what it should not be used for, beside what the card says anyway.
 
     Returns:
         `Path` of the folder.
@@ -112,7 +120,13 @@ def save_for_hub(
         says_something = model.config.problem_type is not None or model.config.num_labels == 1
         if isinstance(model, EcgMambaForSequenceClassification) and says_something:
             save_example(model, feature_extractor, staging, example)
-        model_card(model.config, name, description, dataset, metrics, license).save(staging / "README.md")
+        further = {
+            "hub_datasets": hub_datasets,
+            "tables": {"label": as_table(metrics_by_class), "group": as_table(metrics_by_group)},
+            "limits": limits,
+            "example": staging / "example_output.json",
+        }
+        model_card(model.config, name, description, dataset, metrics, license, **further).save(staging / "README.md")
         write_checksums(staging)
         for stale in folder.glob("model*.safetensors*"):  # shards of an earlier save would be loaded instead
             if not (staging / stale.name).exists():
@@ -205,7 +219,31 @@ def as_number(metric, value):
     return number
 
 
-def model_card(config, name, description, dataset, metrics, license):
+def as_table(metrics):
+    """{row: {metric: number}} -> (names of the metrics, {row: numbers}); ValueError where rows differ in them."""
+    if not metrics:
+        return None
+    names = list(next(iter(metrics.values())))
+    for row, values in metrics.items():
+        if list(values) != names:
+            raise ValueError(
+                f"metrics of {row} are {', '.join(values)}; expected {', '.join(names)}, as of the others"
+            )
+    return names, {row: [as_number(name, value) for name, value in values.items()] for row, values in metrics.items()}
+
+
+def widget_of(path):
+    """The example as the Hub's page shows it without running anything: what the model says of it, highest first."""
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))["findings"]
+    output = [{"label": one["label"], "score": round(one["score"], 4)} for one in found if one["present"] is not None]
+    return [{"src": "example.csv", "example_title": "example.csv", "output": output[:5]}] if output else None
+
+
+def model_card(
+    config, name, description, dataset, metrics, license, hub_datasets=None, tables=None, limits="", example=None
+):
     """The README.md of the folder."""
     results = [
         EvalResult(task_type=TASK, dataset_type=dataset, dataset_name=dataset, metric_type=metric, metric_value=value)
@@ -216,7 +254,9 @@ def model_card(config, name, description, dataset, metrics, license):
         license=license,
         library_name="transformers",
         pipeline_tag="other",
-        tags=["ecg", "ecgmamba", "mamba", "medical", TASK],
+        tags=["ecg", "time-series", "biosignal", "healthcare", "ecgmamba", "mamba", TASK],
+        datasets=hub_datasets,
+        widget=None if example is None else widget_of(example),
         model_name=name,
         eval_results=results or None,
     )
@@ -227,6 +267,8 @@ def model_card(config, name, description, dataset, metrics, license):
         description=description,
         dataset=dataset,
         metrics=metrics or {},
+        tables=tables or {},
+        limits=limits,
         config=config,
         words={label: in_words(label)[0] for label in labels},
         thresholds=dict(zip(labels, config.thresholds or [0.5] * len(labels), strict=True)),

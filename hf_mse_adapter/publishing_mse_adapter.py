@@ -67,7 +67,8 @@ def save_for_hub(
         include_backbone (`bool`, *optional*):
             Put the LLM into the folder too, as "language_model". By default only one that nobody could fetch: without
             a name, or with one that begins with "./".
-        card (`dict`, *optional*): texts for the card, by the names in the braces of its template.
+        card (`dict`, *optional*): texts for the card, by the names in the braces of its template; and `hub_datasets`,
+            ids on the Hub of what it was trained on, which its page then links.
         card_folder (`str` or `Path`): README.md (template), handler.py, requirements.txt.
         license (`str`): of the adapter's weights, as the Hub writes it.
 
@@ -165,7 +166,8 @@ def _model_card(model, processor, name, texts, card_folder, license):
         library_name="transformers",
         pipeline_tag="other",
         language=config.language,
-        tags=["mse-adapter", "multimodal-sentiment-analysis", "peft", TASK],
+        tags=["mse-adapter", "multimodal-sentiment-analysis", "emotion-recognition", "peft", TASK],
+        datasets=texts.get("hub_datasets"),
         base_model=backbone if on_hub else None,
         base_model_relation="adapter" if on_hub else None,
     )

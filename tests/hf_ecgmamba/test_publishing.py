@@ -225,3 +225,29 @@ def test_a_recording_of_ones_own_becomes_the_example(parts, tmp_path):
 def test_an_example_of_another_shape_is_refused(parts, tmp_path, example):
     with pytest.raises(ValueError, match="example is"):
         save_for_hub(*parts, tmp_path, example=example)
+
+
+def test_the_card_has_what_a_visitor_and_the_hub_look_for(parts, tmp_path):
+    by_class = {"NORM": {"auc": 0.91, "f1": 0.8}, "AFIB": {"auc": 0.97, "f1": 0.7}}
+    folder = save_for_hub(
+        *parts, tmp_path, name="tiny", dataset="PTB-XL", metrics={"macro_auc": 0.5}, hub_datasets=["someone/ptb-xl"],
+        metrics_by_class=by_class, metrics_by_group={"women": {"macro_auc": 0.9}, "men": {"macro_auc": 0.8}},
+        limits="Not for children.", license="cc-by-4.0",
+    )  # fmt: skip
+    card = ModelCard.load(folder / "README.md", ignore_metadata_errors=False)
+    data = card.data.to_dict()
+    assert data["license"] == "cc-by-4.0" and data["datasets"] == ["someone/ptb-xl"]
+    assert {"ecg", "time-series", "biosignal", "healthcare"} <= set(data["tags"])
+    (example,) = data["widget"]
+    said = json.loads((folder / "example_output.json").read_text())["findings"]
+    assert example["src"] == "example.csv"
+    assert example["output"] == [{"label": one["label"], "score": round(one["score"], 4)} for one in said]
+    assert data["model-index"][0]["results"][0]["metrics"] == [{"type": "macro_auc", "value": 0.5}]
+    for line in ("| label | auc | f1 |", "| AFIB | 0.97 | 0.7 |", "| women | 0.9 |", "Not for children.", "@article{"):
+        assert line in card.text
+    assert "by sex, age and origin was not measured" not in card.text
+    bare = save_for_hub(*parts, tmp_path / "bare")
+    text = ModelCard.load(bare / "README.md", ignore_metadata_errors=False).text
+    assert "by sex, age and origin was not measured" in text and "Measured by" not in text
+    with pytest.raises(ValueError, match="metrics of AFIB are auc; expected auc, f1"):
+        save_for_hub(*parts, tmp_path / "odd", metrics_by_class={**by_class, "AFIB": {"auc": 0.9}})
