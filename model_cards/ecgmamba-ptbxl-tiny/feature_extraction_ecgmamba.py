@@ -19,6 +19,8 @@ from transformers.feature_extraction_sequence_utils import SequenceFeatureExtrac
 
 from .recording import Recordings, open_recording, open_recordings
 from .recording_channels import (
+    FILE_ENDINGS,
+    FORMATS,
     LEAST_STEP,
     MOST_STEP,
     STANDARD_LEADS,
@@ -110,6 +112,7 @@ class EcgMambaFeatureExtractor(SequenceFeatureExtractor):
     """
 
     model_input_names = ["input_values", "attention_mask", "lead_mask"]
+    formats, file_endings = FORMATS, FILE_ENDINGS  # of the files that it reads
 
     def __init__(
         self,

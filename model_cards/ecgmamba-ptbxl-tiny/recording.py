@@ -15,6 +15,7 @@ from typing import Any
 
 from .recording_arrays import ManyRecordings, open_array, open_hdf5, open_matlab, open_numpy
 from .recording_channels import (
+    FILE_ENDINGS,
     STANDARD_LEADS,
     Recording,
     RecordingFile,
@@ -252,8 +253,7 @@ def _open_path(path, leads):
         raise FileNotFoundError(f"{path.name}: a WFDB signal file, whose header {header.name} is missing beside it")
     raise ValueError(
         f"{path.name}: {suffix or 'a file without an ending'} is not a format of ECG signals that is read here; "
-        "expected WFDB (.hea), .csv, .tsv, .txt, .npy, .npz, .mat, .h5, .hdf5, .edf, .bdf, .rec, .dcm, .xml, .scp or "
-        ".ecg"
+        f"expected WFDB ({FILE_ENDINGS[0]}) or {', '.join(FILE_ENDINGS[1:])}"
     )
 
 

@@ -24,6 +24,7 @@ _DEVICE_FORMATS = {
     "ishne_holter": "ISHNE",
 }
 _MISSING_COUNT = -32768
+_MOST_VALUES = 2**27  # that groups of channels, which may begin at different times, are put together to
 # what a damaged file makes the libraries raise
 _DAMAGE = (ValueError, LookupError, TypeError, AttributeError, EOFError, ArithmeticError, NotImplementedError, OSError)
 _PULSE_SECONDS, _PULSE_MILLIVOLTS = 0.1, 0.5  # at least, for a stretch in which all leads are equal
@@ -35,7 +36,7 @@ def clinical_family(head, suffix):
     if head[128:132] == b"DICM" or suffix == ".dcm":
         return open_dicom
     start = head.removeprefix(b"\xef\xbb\xbf").removeprefix(b"\xff\xfe").replace(b"\0", b"").lstrip()
-    is_xml = start.startswith((b"<?xml", b"<AnnotatedECG", b"<restingecgdata", b"<RestingECG"))
+    is_xml = start.startswith(b"<")  # what it holds may stand behind comments
     if (
         is_xml
         or head.startswith(b"ISHNE1.0")
@@ -75,6 +76,11 @@ def open_dicom(path, leads=None):
         groups = groups[:1]
     # groups may follow one another, as the four times three leads of a printed page do
     length = max(group.start + group.values.shape[1] for group in groups)
+    held = sum(group.values.size for group in groups)
+    if min(group.start for group in groups) < 0 or length * sum(len(g.names) for g in groups) > max(
+        _MOST_VALUES, held
+    ):
+        raise ValueError(f"{path.name}: its groups of channels begin {length / groups[0].rate:g} s apart")
     names, units, rows = [], [], []
     for group in groups:
         for name, unit, values in zip(group.names, group.units, group.values, strict=True):

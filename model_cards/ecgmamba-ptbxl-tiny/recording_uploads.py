@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from .recording_channels import library, one_line
+from .recording_channels import FILE_ENDINGS, library, one_line
 from .recording_wfdb_plain import read_wfdb_header
 
 LOWEST_RATE, HIGHEST_RATE = 10.0, 100_000.0  # Hz
@@ -22,12 +22,9 @@ MOST_SECONDS = 30 * 3600.0  # a day's Holter recording, with hours to spare
 MOST_VALUES = 2**25  # samples of all channels: a day of 3 leads at 125 Hz, 12 leads at 500 Hz for an hour and a half
 MOST_CHANNELS = 256
 MOST_BYTES = 2**27  # of a file, and of what it unpacks to
+MOST_ELEMENTS = 100_000  # of XML
 MOST_FILES = 500  # in an archive, or that a header puts together
 
-_SIGNAL_SUFFIXES = (
-    *(".hea", ".edf", ".bdf", ".dcm", ".xml", ".scp", ".ecg", ".aecg"),
-    *(".npz", ".npy", ".h5", ".hdf5", ".mat", ".csv", ".tsv", ".txt"),
-)
 _SUFFIX_BY_CONTENT = (
     (b"\x93NUMPY", ".npy"),
     (b"\x89HDF\r\n\x1a\n", ".h5"),
@@ -79,11 +76,11 @@ def choose_recording(paths):
         if len(wholes) != 1:
             raise ValueError(f"the files hold {len(wholes)} WFDB records; expected one")
         return wholes[0]
-    found = [path for path in paths if path.suffix.lower() in _SIGNAL_SUFFIXES]
+    found = [path for path in paths if path.suffix.lower() in FILE_ENDINGS]
     if len(found) != 1:
         raise ValueError(
             f"the files hold {len(found)} recordings; expected one: a WFDB header (.hea) with its signal files, or a "
-            f"file that ends in {', '.join(_SIGNAL_SUFFIXES[1:])}"
+            f"file that ends in {', '.join(FILE_ENDINGS[1:])}"
         )
     return found[0]
 
@@ -156,6 +153,10 @@ def require_harmless_file(path):
         _require_small_archive(path)
     elif head.startswith(b"MATLAB 5.0"):
         _require_small_matlab(path)
+    elif head[128:132] == b"DICM":
+        _require_small_dicom(path)
+    elif head.removeprefix(b"\xef\xbb\xbf").removeprefix(b"\xff\xfe").lstrip(b" \t\r\n\0").startswith(b"<"):
+        _require_few_elements(path)
     elif _is_text(head):
         _require_columns(path)
 
@@ -256,6 +257,34 @@ def _require_small_matlab(path):
                     part = unpacker.unconsumed_tail
                     if total > MOST_BYTES:
                         raise ValueError(f"{path.name} unpacks to more than {MOST_BYTES:,} bytes")
+
+
+def _require_small_dicom(path):
+    """Of what DICOM may deflate, the whole behind the file's first group, the size is not stated: it is unpacked once,
+    into nothing."""
+    with open(path, "rb") as file:
+        head = file.read(2**16)
+        first_group = head[132:144]
+        if first_group[:6] != b"\x02\0\0\0UL" or b"1.2.840.10008.1.2.1.99" not in head:
+            return
+        file.seek(144 + int.from_bytes(first_group[8:], "little"))
+        unpacker, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while (part := file.read(2**16)) and not unpacker.eof:
+            while part:
+                try:
+                    total += len(unpacker.decompress(part, 2**20))
+                except zlib.error as error:
+                    raise ValueError(f"{path.name} is damaged ({one_line(error)})") from None
+                part = unpacker.unconsumed_tail
+                if total > MOST_BYTES:
+                    raise ValueError(f"{path.name} unpacks to more than {MOST_BYTES:,} bytes")
+
+
+def _require_few_elements(path):
+    """XML of as many elements as an ECG's: each becomes several objects. (Entities are refused where it is parsed.)"""
+    count = path.read_bytes().count(b"<")
+    if count > MOST_ELEMENTS:
+        raise ValueError(f"{path.name} has {count:,} elements; expected at most {MOST_ELEMENTS:,}")
 
 
 def _require_columns(path):

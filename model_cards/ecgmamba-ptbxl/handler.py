@@ -3,7 +3,7 @@
 `inputs` is one recording or a list of up to 64:
 - a dict of array (nested list [leads][time]), sampling_rate, leads and units; or the nested list alone;
 - a file: its bytes (a binary body), or their base64 as a string or as {"file": base64, "name": "ecg.edf"}. WFDB comes
-  as a zip archive of its header and signal files; EDF, CSV, NumPy, MATLAB, HDF5 as they are.
+  as a zip archive of its header and signal files; EDF, CSV, NumPy, MATLAB, HDF5, DICOM, HL7 aECG, ... as they are.
 
 `parameters` are those of the pipeline: top_k, thresholds, window_pooling, sampling_rate, leads, units, record,
 on_doubt. What cannot be answered raises a ValueError of one line, which an endpoint sends with a status of 400.

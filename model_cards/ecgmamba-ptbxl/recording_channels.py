@@ -15,6 +15,16 @@ from numbers import Real
 
 import numpy as np
 
+# what the files that are read end in, and what people call their formats
+FILE_ENDINGS = (
+    *(".hea", ".edf", ".bdf", ".rec", ".csv", ".tsv", ".txt", ".npy", ".npz", ".mat", ".h5", ".hdf5"),
+    *(".dcm", ".xml", ".aecg", ".scp", ".ecg"),
+)
+FORMATS = (
+    *("WFDB", "EDF", "BDF", "CSV", "text of watches and chest straps", "NumPy", "MATLAB", "HDF5"),
+    *("DICOM", "HL7 aECG", "GE MUSE and Philips Sierra XML", "SCP-ECG", "ISHNE"),
+)
+
 STANDARD_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 
 # Other leads by name: the unplaced chest lead of bedside monitors, further chest leads, Frank's.
