@@ -2,12 +2,15 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer, MistralConfig
 
 from hf_mse_adapter.processing_mse_adapter import MseProcessor
 from tests.hf_mse_adapter.tiny_backbones import build_tokenizer
@@ -375,3 +378,20 @@ def test_a_chat_format_of_another_tokenizer_is_refused(name):
     tokenizer.add_special_tokens({"additional_special_tokens": [name]})
     row = MseProcessor(tokenizer, audio_dim=5, vision_dim=4, prompt_template=template)([f"{name} hi"])
     assert row["input_ids"][0].tolist().count(tokenizer.convert_tokens_to_ids(name)) == 1
+
+
+def test_a_tokenizer_of_mistral_common_works_and_is_saved_in_another_form(tmp_path):
+    """Its own file says no type by which a processor could load it again."""
+    common = pytest.importorskip(
+        "mistral_common", reason="mistral-common is not installed (pip install mistral-common)"
+    )
+    (source,) = sorted((Path(common.__file__).parent / "data").glob("tekken*"))[:1]
+    shutil.copyfile(source, tmp_path / "tekken.json")
+    MistralConfig().save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert type(tokenizer).__name__ == "MistralCommonBackend"
+    processor = MseProcessor(tokenizer, audio_dim=5, vision_dim=4)
+    assert processor(["I love it"], labels=[1.0])["input_ids"].shape[0] == 1
+    with pytest.raises(ValueError, match="save_format='hf'"):
+        processor.save_pretrained(tmp_path / "processor")
+    assert not (tmp_path / "processor").exists()
