@@ -204,7 +204,17 @@ class MseProcessor(ProcessorMixin):
         return processor
 
     def save_pretrained(self, save_directory, **kwargs):
-        """As `ProcessorMixin.save_pretrained`; where faces are read, with the face networks' weights and notice."""
+        """As `ProcessorMixin.save_pretrained`; where faces are read, with the face networks' weights and notice.
+
+        Raises:
+            ValueError: for a tokenizer of mistral-common, whose file (tekken.json) says no type to load it by.
+        """
+        if _is_mistral_common(self.tokenizer):
+            raise ValueError(
+                f"tokenizer is a {type(self.tokenizer).__name__}, which no processor finds again in a folder; "
+                "expected one of transformers' own, as AutoTokenizer loads it from a folder that "
+                "tokenizer.save_pretrained(FOLDER, save_format='hf') wrote"
+            )
         saved = super().save_pretrained(save_directory, **kwargs)
         if "vision" in (self.front_ends or {}):
             weights = Path(self._face_weights or own_weights())
