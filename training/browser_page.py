@@ -3,10 +3,10 @@
     python -m training.browser_page FOLDER OUTPUT [--int8] [--ort DIR]
 
 OUTPUT becomes a folder that any host of files serves, such as a static Space
-(`hf upload USER/NAME OUTPUT . --repo-type space`): the page from model_cards/ecgmamba/browser, the network as ONNX, what
-the page must know of it, and an example. onnxruntime-web comes from a public CDN, in one version; with `--ort DIR`, the
-`dist` folder of that npm package, a copy lies beside the page, which then connects to no other place at all. To try it:
-`python -m http.server --directory OUTPUT`.
+(`hf upload USER/NAME OUTPUT . --repo-type space`): the page from model_cards/ecgmamba/browser, the network as ONNX,
+what the page must know of it, and an example. onnxruntime-web comes from a public CDN, in one version; with
+`--ort DIR`, the `dist` folder of that npm package, a copy lies beside the page, which then connects to no other place
+at all. To try it: `python -m http.server --directory OUTPUT`.
 """
 
 import argparse

@@ -21,7 +21,7 @@ async function startSession() {
   try {
     const runtime = new URL(model.runtime, document.baseURI).href;
     const ort = await import(`${runtime}ort.wasm.bundle.min.mjs`);
-    ort.env.wasm.wasmPaths = runtime;
+    ort.env.wasm.wasmPaths = { wasm: `${runtime}ort-wasm-simd-threaded.wasm` };
     ort.env.wasm.numThreads = 1; // several need headers that a plain host of files does not send
     const file = await fetch("model.onnx");
     if (!file.ok) throw new Error(`model.onnx: ${file.status}`);
@@ -174,6 +174,8 @@ async function show(files) {
     get("result").hidden = true;
     tell(error instanceof Refusal ? error.message : `The recording could not be read (${error.message}).`);
     if (!(error instanceof Refusal)) console.error(error);
+  } finally {
+    if (mine === turn) document.documentElement.dataset.answered = mine;
   }
 }
 
