@@ -209,7 +209,7 @@ def test_what_counts_as_a_recording(shared_data):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--model", ""], "--model is missing"),
+        (["--input", ""], "--input is missing"),
         (["--batch_size", "0"], "batch_size is 0"),
         (["--pattern", "*.edf"], r"holds no recording that fits \*\.edf; expected names ending in \.hea"),
         (["--input", __file__], "a file; expected a folder"),
@@ -461,3 +461,9 @@ def test_a_file_of_many_recordings_has_a_row_for_each(model, tmp_path):
     assert "every lead is flat" in reasons.pop("parts/exams_part1.hdf5#0")
     assert "not an HDF5 file" in reasons.pop("parts/broken.h5")
     assert reasons == {}
+
+
+def test_without_a_model_the_small_network_answers(recordings, tmp_path):
+    main(["--input", str(recordings), "--output", str(tmp_path)])
+    came = table(tmp_path)
+    assert len(came) and {"score_AFIB", "score_CLBBB", "score_NORM"} <= set(came.columns)
