@@ -130,10 +130,11 @@ def write_edf(folder, name, signal, rate, unit="uV", leads=STANDARD_LEADS, besid
     """EDF with a slow channel beside the leads, whose names are as recorders write them."""
     pyedflib = pytest.importorskip("pyedflib")
     path, seconds = folder / f"{name}.edf", signal.shape[1] // rate
-    signal = signal[:, : seconds * rate] * (1000 if unit == "uV" else 1)
+    scale = 1000 if unit == "uV" else 1
+    signal = signal[:, : seconds * rate] * scale
     heads = [
-        {"label": f"ECG {lead}", "dimension": unit, "sample_frequency": rate, "physical_min": -9000.0,
-         "physical_max": 9000.0, "digital_min": -32768, "digital_max": 32767}
+        {"label": f"ECG {lead}", "dimension": unit, "sample_frequency": rate, "physical_min": -9.0 * scale,
+         "physical_max": 9.0 * scale, "digital_min": -32768, "digital_max": 32767}
         for lead in leads
     ]  # fmt: skip
     samples = [np.ascontiguousarray(row) for row in signal]
