@@ -64,7 +64,7 @@ const text = bytes => new TextDecoder("latin1").decode(bytes);
 
 const NUMBER = String.raw`[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?`;
 const RECORD_LINE = /^(?<name>\S+?)(?:\/(?<segments>\d+))?\s+(?<signals>\d+)(?:\s+(?<rate>\S+))?(?:\s+(?<rest>.+))?$/;
-const RATE = new RegExp(`^(${NUMBER})(?:/${NUMBER}(?:\\(${NUMBER}\\))?)?$`);
+const RATE = new RegExp(`^(${NUMBER})(?:/${NUMBER}(?:\\(${NUMBER}\\))?)?(?:hz)?$`, "i");
 const SIGNAL_LINE = new RegExp(
   String.raw`^(?<file>\S+)\s+(?<format>\d+)(?:x(?<perFrame>\d+))?(?::(?<skew>\d+))?(?:\+(?<offset>\d+))?`
   + String.raw`(?:\s+(?<gain>${NUMBER})(?:\((?<baseline>${NUMBER})\))?(?:/(?<unit>\S+))?(?=\s|$)`
@@ -83,7 +83,7 @@ function openWfdb(file, files) {
 
   let rate = DEFAULT_RATE;
   if (record.rate === undefined) notes.push(`the header states no sampling rate: ${rate} Hz, as WFDB has it`);
-  else rate = Number(RATE.exec(record.rate)?.[1] ?? 0);
+  else rate = Number(RATE.exec(record.rate.replace(",", "."))?.[1] ?? 0);
   if (!(rate > 0 && rate < Infinity)) {
     refuse(`${name}: the header states a sampling rate of ${record.rate}; expected a number of Hz above 0`);
   }
@@ -276,6 +276,7 @@ const cellsOf = (line, separator) => (separator === null ? line.trim().split(/\s
   .map(cell => cell.trim().replace(/^['"\ufeff]+|['"]+$/g, "").trim());
 
 function asNumber(cell) {
+  cell = cell.replace(/^\u2212/, "-");
   if (/^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(cell)) return Number(cell);
   if (EMPTY.has(cell.toLowerCase())) return NaN;
   return /^[+-]?inf(inity)?$/i.test(cell) ? (cell[0] === "-" ? -Infinity : Infinity) : undefined;
@@ -300,8 +301,9 @@ const bare = cell => cell.replace(/^[([]+|[)\]]+$/g, "");
 
 function asChannels(name, titles, columns, rate) {
   const split = titles.map(title => {
-    const match = /^(.*\S)\s*[([](\S+)[)\]]$/.exec(title ?? "");
-    return match && inMillivolts(match[2]) !== null ? [match[1], match[2]] : [title, null];
+    const patterns = [/^(.*\S)\s*[([]([^()[\]]+)[)\]]$/, /^(.*?\S)(?:\s+in\s+|\s*[_/,]\s*|\s+)(\S{2,})$/];
+    const match = patterns.map(pattern => pattern.exec(title ?? "")).find(found => found && inMillivolts(found[2]) !== null);
+    return match ? [match[1], match[2]] : [title, null];
   });
   let names = split.map(([title]) => title);
   const isTime = names.map(title => title !== null && otherSignal(title, null) === "time");
@@ -376,6 +378,8 @@ function settleRate(channels, given) {
   if (rates.includes(null)) {
     if (given === undefined) refuse(`${name} does not state its sampling rate; give it below, in Hz`);
     channels.rates = rates.map(() => given);
+  } else if (!rates.every(rate => rate > 0 && rate < Infinity)) {
+    refuse(`${name} states a sampling rate of ${short(rates[0])}; expected a number of Hz above 0`);
   } else if (given !== undefined && !rates.some(rate => isSameRate(rate, given))) {
     refuse(`${name}: the sampling rate given is ${short(given)}, but it states ${short(rates[0])} Hz`);
   }
@@ -414,6 +418,7 @@ function settleNames(channels, unnamedLeads) {
 }
 
 function settleUnits(channels, given) {
+  channels.units = channels.units.map(unit => unit !== null && NO_UNIT.has(unit.trim().toLowerCase()) ? null : unit);
   if (given === undefined) return;
   channels.units = channels.units.map(stated => {
     const voltage = stated === null ? null : inMillivolts(stated);
@@ -424,28 +429,40 @@ function settleUnits(channels, given) {
   });
 }
 
+// millivolts by prefix; micro as the sign of Latin-1, as the Greek letter, as DOS had it (read as Latin-1), as UTF-8
+// read as Latin-1, and as it is typed
 const MILLIVOLTS = new Map([
-  ...["mv", "millivolt", "millivolts"].map(unit => [unit, 1]),
-  // micro as the sign of old code pages, as the Greek letter, and as it is typed
-  ...["uv", "\u00b5v", "\u03bcv", "mcv", "microvolt", "microvolts", "uvolt", "uvolts"].map(unit => [unit, 1e-3]),
-  ...["v", "volt", "volts"].map(unit => [unit, 1e3]),
-  ...["nv", "nanovolt", "nanovolts"].map(unit => [unit, 1e-6]),
+  ["m", 1], ["milli", 1], ["", 1e3], ["n", 1e-6], ["nano", 1e-6],
+  ...["u", "\u00b5", "\u03bc", "\u00e6", "\u00e2\u00b5", "\u00ee\u00bc", "mc", "micro", "&micro;"].map(unit => [unit, 1e-3]),
 ]);
-const inMillivolts = unit => MILLIVOLTS.get(unit.trim().replace(/^['"]+|['"]+$/g, "").toLowerCase()) ?? null;
+const PREFIXES = [...MILLIVOLTS.keys()].sort((a, b) => b.length - a.length).join("|");
+const VOLTAGE = new RegExp(String.raw`^((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)?[\s*]*(${PREFIXES})[\s_-]?v(?:olts?)?$`);
+// how files write that they do not know a unit
+const NO_UNIT = new Set(["", "?", "n/a", "na", "none", "nan", "null", "unknown", "-", "--"]);
+
+/** Millivolts that one of a unit ("mV", "micro-volts", "10 uV") is; null if it is no voltage. */
+function inMillivolts(unit) {
+  const match = VOLTAGE.exec(unit.trim().replace(/^['"()[\]]+|['"()[\]]+$/g, "").trim().toLowerCase());
+  const count = Number(match?.[1] ?? 1);
+  return match && count > 0 && count < Infinity ? count * MILLIVOLTS.get(match[2]) : null;
+}
 
 const MODIFIED_LEADS = { MLI: "I", MLII: "II", MLIII: "III" };
 for (let k = 1; k <= 6; k++) MODIFIED_LEADS[`MCL${k}`] = `V${k}`;
 const LEAD_OF = new Map([
   ...[...STANDARD_LEADS, "V", "V7", "V8", "V9", "V3R", "V4R", "VX", "VY", "VZ"].map(lead => [lead.toUpperCase(), lead]),
   ["DI", "I"], ["DII", "II"], ["DIII", "III"], ["D1", "I"], ["D2", "II"], ["D3", "III"],
+  ["LI", "I"], ["LII", "II"], ["LIII", "III"],
   ...Object.entries(MODIFIED_LEADS),
 ]);
 
 /** The lead that a channel's name means: "avr", "ECG lead AVR", "ekg_aVR" are aVR, "MLII" is II; else null. */
 export function leadName(name) {
   const upper = name.trim().replace(/^['"]+|['"]+$/g, "").toUpperCase();
-  const plain = upper.replace(/^((MDC|ECG|EKG|LEAD)(-|[\s_:]+))+/, "")
-    .replace(/\s*(\((EINTHOVEN|GOLDBERGER|WILSON)\)|, AUGMENTED VOLTAGE, (RIGHT|LEFT|FOOT))$/, "");
+  const plain = upper.replace(/^((MDC|ECG|EKG|LEAD|ABLEITUNG|DERIVATION)(-|[\s_:.]+))+/, "")
+    .replace(/\s*(\((EINTHOVEN|GOLDBERGER|WILSON)\)|, AUGMENTED VOLTAGE, (RIGHT|LEFT|FOOT))$/, "")
+    .replace(/[\s_-]+LEAD$|^LEAD(?=[IAV])|^E[CK]G(?=[AV])/g, "")
+    .replace(/^(A?V)[\s_-](?=[RLF]$|[1-9]R?$)|^V0(?=[1-9]$)/g, (_, letters) => letters ?? "V");
   return LEAD_OF.get(plain) ?? null;
 }
 
@@ -458,7 +475,7 @@ const OTHER_SIGNALS = [
   ["EMG", "EMG.*|CHIN.*|LEG.*"],
   ["EOG", "EOG.*|LOC|ROC"],
   ["vital sign", "HR|PULSE|SPO2|SAO2|TEMP.*"],
-  ["time", String.raw`T([ _(\[].*)?|TIME.*|DATE.*|ELAPSED.*|SEC(OND)?S?|MS|INDEX|SAMPLE.*|UNNAMED.*|#|`],
+  ["time", String.raw`T([ _(\[].*)?|([A-Z0-9]+[ _])?TIME.*|DATE.*|ELAPSED.*|SEC(OND)?S?|MS|INDEX|SAMPLE.*|UNNAMED.*|#|`],
 ].map(([kind, pattern]) => [kind, new RegExp(`^(?:${pattern})$`)]);
 
 /** What a channel holds when it is not ECG, by its name, then by a unit that is no voltage; null if it may be ECG. */
@@ -538,7 +555,7 @@ export function deviation(row) {
   return Math.sqrt(row.reduce((sum, value) => sum + (value - mean) ** 2, 0) / row.length);
 }
 
-function median(values) {
+export function median(values) {
   const sorted = [...values].sort((a, b) => a - b), half = sorted.length >> 1;
   return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
 }

@@ -1,10 +1,12 @@
 // A recording in millivolts -> the windows that the network reads, as hf_ecgmamba's feature extractor makes them:
 // gaps filled, missing limb leads computed, resampled, cut, normalised; and whether each looks like an ECG at all.
 
-import { Refusal, canBeMillivolts, deviation, groupedBy, height } from "./recording.js";
+import { Refusal, canBeMillivolts, deviation, groupedBy, height, median } from "./recording.js";
 
 const SHORTEST_SECONDS = 0.5;
 const FLAT = 1e-6;              // millivolts
+// millivolts that the middle lead rises or falls by within 30 ms, but for 1 % of the time
+const LEAST_STEP = 0.06, MOST_STEP = 5, USUAL_STEPS = [0.15, 4];
 const MOST_MISFIT = 0.7;        // of a limb lead from what the others make it, as a share of itself
 const LEAST_CORRELATION = -0.6; // of I with V6, below which the arms are suspected
 const FILTER_PERIODS = 16;
@@ -255,6 +257,15 @@ function lookAt(recording, modelLeads, present, own, from, to) {
   if (!canBeMillivolts(Math.max(...there.map(k => deviation(own[k]))))) {
     return { notes, doubt: { reason: "its amplitudes are not those of an ECG in mV: is the unit right?", ofAll: false } };
   }
+  const beating = there.filter(k => !flat.includes(k)).map(k => own[k]), tall = median(beating.map(height));
+  if (!(4 * USUAL_STEPS[0] < tall && tall < USUAL_STEPS[1])) {
+    const step = middleStep(beating, recording.rate);
+    const text = much => `its leads rise by ${step.toPrecision(2)} mV within 30 ms, ${much} for an ECG: is the unit right?`;
+    if (!(LEAST_STEP < step && step < MOST_STEP)) {
+      return { notes, doubt: { reason: text(step > 1 ? "too much" : "too little"), ofAll: false } };
+    }
+    if (!(USUAL_STEPS[0] < step && step < USUAL_STEPS[1])) notes.push(text(step > 1 ? "much" : "little"));
+  }
   if (!recording.namesAreStated) return { notes, doubt: null };
   const part = recording.signal.map(row => row.subarray(from, to));
   const correlation = correlationOf(part, recording.leads, "I", "V6", recording.rate);
@@ -263,6 +274,19 @@ function lookAt(recording, modelLeads, present, own, from, to) {
   }
   const reason = limbLeadDoubt(part, recording.leads);
   return { notes, doubt: reason && { reason, ofAll: true } };
+}
+
+/** How much the middle lead rises within 30 ms: steep beats, which a wandering baseline does not change. */
+function middleStep(rows, rate) {
+  const width = Math.max(1, Math.round(rate / 100)), lag = Math.max(1, Math.round(0.03 * rate / width));
+  const rises = rows.map(row => {
+    const means = Float64Array.from({ length: Math.floor(row.length / width) },
+      (_, k) => row.subarray(k * width, (k + 1) * width).reduce((sum, value) => sum + value, 0) / width);
+    const sorted = means.subarray(lag).map((value, k) => Math.abs(value - means[k])).sort();
+    const at = 0.99 * (sorted.length - 1), low = Math.floor(at), high = Math.ceil(at);
+    return sorted.length ? sorted[low] + (sorted[high] - sorted[low]) * (at - low) : 0;
+  });
+  return median(rises);
 }
 
 /** How far the limb leads contradict one another, of the lead that does most; null for those that fit. */
