@@ -78,6 +78,13 @@ def test_a_class_without_positives_keeps_one_half(scored):
     assert tune_thresholds(predictions, np.zeros_like(references)) == [0.5] * 4
 
 
+def test_nothing_is_found_at_a_hundredth():
+    """One positive record whose score is the highest, and low: its best F1 lies there."""
+    scores, truth = np.full((200, 1), 0.001), np.zeros((200, 1), dtype=int)
+    scores[7], truth[7] = 0.012, 1
+    assert tune_thresholds(scores, truth) == [0.1]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

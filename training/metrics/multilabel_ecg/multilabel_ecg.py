@@ -84,8 +84,8 @@ class MultilabelEcg(evaluate.Metric):
         }
 
 
-# a threshold of zero would find everything everywhere
-SMALLEST_THRESHOLD = 1e-6
+# tuned on a handful of positives it may be tiny; zero would find everything everywhere
+SMALLEST_THRESHOLD = 0.1
 
 
 def tune_thresholds(predictions, references):
@@ -93,7 +93,8 @@ def tune_thresholds(predictions, references):
     The threshold of each class that maximises its F1 on these records (`score >= threshold` counts as found).
 
     It lies midway between the lowest score that should count and the next one below, so that rounding a score does
-    not flip a decision. A class without a positive record has nothing to tune on and gets 0.5.
+    not flip a decision. A class without a positive record has nothing to tune on and gets 0.5; what was tuned on a
+    handful may be tiny, and is raised to 0.1: nobody is helped by what is found at 1 %.
 
     Args:
         predictions (float [records, classes]): probabilities.
