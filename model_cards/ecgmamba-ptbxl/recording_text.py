@@ -116,9 +116,10 @@ class _Table:
         if self.rate is not None and lead is not None:  # Apple Watch: one column, in some countries with commas
             self.separator = "\0"
             self.titles = [f"{lead} ({unit})" if unit else lead]
-        title = self.split(content[first - 1][1])[0] if first else ""
-        if self.separator == "," and lead_name(title) and re.fullmatch(r"\s*[+-]?\d+,\d+\s*", body):
-            self.separator, self.titles = "\0", [title]  # one column with decimal commas
+        header = self.split(content[first - 1][1]) if first else []
+        is_one_column = len(header) == 1 and lead_name(header[0])
+        if self.separator == "," and is_one_column and re.fullmatch(r"\s*[+-]?\d+,\d+\s*", body):
+            self.separator, self.titles = "\0", header  # with decimal commas
         row = self.split(body)
         self.decimal = "," if any(re.fullmatch(r"[+-]?\d*,\d+(e[+-]?\d+)?", cell, re.I) for cell in row) else "."
         if self.titles is None:

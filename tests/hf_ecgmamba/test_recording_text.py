@@ -254,3 +254,15 @@ def test_opensignals_of_a_device_whose_gain_is_not_known_asks_for_the_unit(tmp_p
         read_recording(tmp_path / "a.txt", leads=["ECG=II"])
     recording = read_recording(tmp_path / "a.txt", leads=["ECG=II"], units=1 / 5000)
     np.testing.assert_allclose(recording.signal - recording.signal[:, :1], SIGNAL[:1] - SIGNAL[0, 0], atol=1e-3)
+
+
+@pytest.mark.parametrize("header", ["I,II", "V1,V2", "time,II"])
+def test_two_columns_of_whole_numbers_are_not_one_with_decimal_commas(tmp_path, header):
+    times = np.arange(1000)
+    first = 10 * times if header == "time,II" else np.round(300 * np.sin(times / 7))
+    second = np.round(500 * np.sin(times / 9))
+    rows = "\n".join(f"{int(a)},{int(b)}" for a, b in zip(first, second, strict=True))
+    (tmp_path / "two.csv").write_text(f"{header}\n{rows}\n")
+    came = read_recording(tmp_path / "two.csv", sampling_rate=100, units="uV")
+    expected = [second] if header == "time,II" else [first, second]
+    np.testing.assert_allclose(came.signal, np.array(expected) / 1000, atol=1e-6)
