@@ -4,6 +4,7 @@ SCP-ECG and ISHNE by ecgdatakit. Both come with the optional extra `clinical`.
 Of everything in such a file the rhythm strip is taken, never the averaged beats that many hold beside it.
 """
 
+import re
 import struct
 import warnings
 
@@ -36,7 +37,8 @@ def clinical_family(head, suffix):
     if head[128:132] == b"DICM" or suffix == ".dcm":
         return open_dicom
     start = head.removeprefix(b"\xef\xbb\xbf").removeprefix(b"\xff\xfe").replace(b"\0", b"").lstrip()
-    is_xml = start.startswith(b"<")  # what it holds may stand behind comments
+    # what it holds may stand behind comments; a binary file may begin with the same sign
+    is_xml = re.match(rb"<[?!A-Za-z_]", start) is not None and min(start) >= 9
     if (
         is_xml
         or head.startswith(b"ISHNE1.0")

@@ -1,7 +1,7 @@
 """From a trained PTB-XL network to the folder that is delivered: card and figures, a real recording as example.
 
     python training/deliver_ecg.py runs/ecg_ptbxl model_cards/ecgmamba-ptbxl --data_dir PTBXL \\
-        --card training/recipes/ecg_ptbxl_card.yaml --evaluation benchmarks/figures/ecgmamba-ptbxl.json
+        --card training/recipes/ptbxl_card.yaml --evaluation benchmarks/figures/ecgmamba-ptbxl.json
 
 The figures are those that `python benchmarks/ptbxl_evaluation.py FOLDER --data_dir PTBXL --output FILE` wrote.
 --half stores the weights in sixteen bits.

@@ -157,7 +157,8 @@ def test_a_signal_in_doubt_has_exit_code_3(model_folder, tmp_path, capsys):
 
 
 def test_units_as_a_number(model_folder, tmp_path, capsys):
-    np.savez(tmp_path / "counts.npz", signal=np.arange(800).reshape(2, 400) % 900, fs=100, leads=["I", "II"])
+    counts = np.rint(50 * np.random.default_rng(0).normal(size=(2, 400)).cumsum(axis=1)).astype(int)
+    np.savez(tmp_path / "counts.npz", signal=counts, fs=100, leads=["I", "II"])
     assert main([str(tmp_path / "counts.npz"), "--model", str(model_folder)]) == 2
     assert "whole numbers, as a converter counts; give --units" in capsys.readouterr().err
     assert main([str(tmp_path / "counts.npz"), "--model", str(model_folder), "--units", "0.001"]) == 0
