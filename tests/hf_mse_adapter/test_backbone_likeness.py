@@ -68,6 +68,7 @@ def test_a_copy_of_ones_own_by_folder(published, llm_folder, tmp_path):
     MseForConditionalGeneration.from_pretrained(published, backbone=other, ignore_mismatched_backbone=True)
 
 
+@pytest.mark.slow
 def test_the_command_and_the_pipeline_take_it_too(published, llm_folder, capsys):
     from transformers import pipeline
 

@@ -163,6 +163,7 @@ def test_a_model_is_asked_only_for_what_it_was_trained_on(folder, clip, recogniz
     assert answer["probabilities"] == reads({"text": answer["made_from"]["transcript"]})["probabilities"]
 
 
+@pytest.mark.slow
 def test_words_are_heard_by_another_recognizer(folder, clip, recognizer):
     pipe = pipeline_of(folder / "model", speech_recognizer=recognizer)
     heard = pipe(clip)

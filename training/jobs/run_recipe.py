@@ -24,7 +24,7 @@
 #     "pyedflib>=0.1.38",
 #     "matplotlib>=3.9",
 #     "scikit-learn>=1.5",
-#     "gguf>=0.17",
+#     "gguf>=0.18",
 # ]
 # ///
 """A recipe as one command on the Hub's machines, for people without a GPU; or, by uv, anywhere.
