@@ -25,6 +25,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.ptbxl_evaluation import macro_auc
 from hf_ecgmamba.pipeline_ecg_classification import collate, load_pipeline
 from training import run_ecg
 from training.reports import markdown_table
@@ -124,27 +125,22 @@ def fine_tuning(ecg, folder, data_dir, epochs):
         for split in range(SPLITS):
             order = np.random.default_rng(split).permutation(usable)
             chosen, test = order[:size], order[size:]
-            found["not trained"].append(macro_auc(truth[test], scores[test][:, columns]))
+            found["not trained"].append(macro_auc(scores[test][:, columns], truth[test]))
             linear = np.full((len(paths), len(names)), 0.5)
             for index in range(len(names)):
                 if 0 < truth[chosen, index].sum() < len(chosen):
                     head = LogisticRegression(C=0.01, max_iter=2000).fit(pooled[chosen], truth[chosen, index])
                     linear[:, index] = head.predict_proba(pooled)[:, 1]
-            found["frozen, linear"].append(macro_auc(truth[test], linear[test]))
+            found["frozen, linear"].append(macro_auc(linear[test], truth[test]))
             for how, start in (("fine-tuned", ["--model_name_or_path", str(folder)]), ("from scratch", shape_of(ecg))):
                 trained = train(start, paths, truth, names, chosen, test, epochs, split)
-                found[how].append(macro_auc(truth[test], trained[test]))
+                found[how].append(macro_auc(trained[test], truth[test]))
         for how, values in found.items():
             spread = 1.96 * np.std(values, ddof=1) / len(values) ** 0.5
             rows.append((size, how, f"{np.mean(values):.3f} ± {spread:.3f}"))
             print(rows[-1], file=sys.stderr, flush=True)
     print(f"\nMacro ROC-AUC over {', '.join(names)}; {SPLITS} splits, mean and half its 95 % interval\n")
     print(markdown_table(("records to train on", "what", "ROC-AUC on the rest"), rows), flush=True)
-
-
-def macro_auc(truth, scores):
-    usable = (truth.sum(0) > 0) & (truth.sum(0) < len(truth))
-    return roc_auc_score(truth[:, usable], scores[:, usable], average="macro")
 
 
 def shape_of(ecg):

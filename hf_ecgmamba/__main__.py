@@ -136,16 +136,12 @@ def classify_files(options):
     """A `dict` for each recording of several files: `file`, perhaps `record`, and the result or an `error`."""
     ecg, arguments = load(options)
     arguments["progress"] = False
-    given = {name: arguments[name] for name in ("sampling_rate", "leads", "units") if arguments[name] is not None}
     answers = []
     for name in options.files:
         try:
             content = content_of(name)
-            many = [None] if options.record is not None else ecg.recordings(content, **given)
-            if len(many) > 1:
-                found = [answer_of(ecg, many, place, arguments) for place in range(len(many))]
-            else:
-                found = [ecg(content, record=options.record, **arguments)]
+            many = recordings_of(ecg, content, options, arguments)
+            found = answers_to(ecg, many, arguments) if many else [ecg(content, record=options.record, **arguments)]
         except (ValueError, OSError, ImportError) as error:
             found = [{"error": " ".join(str(error).split())}]
         answers += [{"file": name, **answer} for answer in found]
@@ -162,17 +158,28 @@ def classify(options):
     """
     ecg, arguments = load(options)
     content = content_of(options.file)
-    given = {name: arguments[name] for name in ("sampling_rate", "leads", "units") if arguments[name] is not None}
-    if options.record is None and len(many := ecg.recordings(content, **given)) > 1:
+    if many := recordings_of(ecg, content, options, arguments):
         if options.plot is not None:
             raise ValueError(f"--plot draws one recording of the {len(many)} in {options.file}; expected --record too")
-        arguments["progress"] = False
-        return [answer_of(ecg, many, place, arguments) for place in range(len(many))]
+        return answers_to(ecg, many, {**arguments, "progress": False})
     arguments["record"] = options.record
     if options.plot is None:
         return ecg(content, **arguments)
     result, _ = ecg.plot(content, options.plot, options.label, **arguments)
     return result
+
+
+def recordings_of(ecg, content, options, arguments):
+    """The recordings of a file that holds many and of which none is chosen, else None."""
+    if options.record is not None:
+        return None
+    given = {name: arguments[name] for name in ("sampling_rate", "leads", "units") if arguments[name] is not None}
+    many = ecg.recordings(content, **given)
+    return many if len(many) > 1 else None
+
+
+def answers_to(ecg, many, arguments):
+    return [answer_of(ecg, many, place, arguments) for place in range(len(many))]
 
 
 def answer_of(ecg, many, place, arguments):

@@ -184,11 +184,10 @@ def store_weights_as(dtype, folder):
 def save_example(model, feature_extractor, folder, signal=None):
     """example.csv, and example_output.json: what the pipeline says of it. The model's own mode stays."""
     leads, rate = model.config.leads, model.config.sampling_rate
-    header = f"# Sampling Rate (Hz):= {rate:g}\n" + ",".join(f"{lead} (mV)" for lead in leads)
     signal = drawn_up_ecg(leads, rate) if signal is None else np.asarray(signal)
     if signal.ndim != 2 or len(signal) != len(leads) or not np.isfinite(signal).all():
         raise ValueError(f"example is {signal.shape}; expected [{len(leads)} leads, time] in millivolts, all finite")
-    np.savetxt(folder / "example.csv", signal.T, fmt="%.3f", delimiter=",", header=header, comments="")
+    write_csv(folder / "example.csv", signal, leads, rate)
     was_training = model.training
     try:
         ecg = EcgClassificationPipeline(model=model, feature_extractor=feature_extractor, device=model.device)
@@ -196,6 +195,12 @@ def save_example(model, feature_extractor, folder, signal=None):
     finally:
         model.train(was_training)
     (folder / "example_output.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def write_csv(path, signal, leads, sampling_rate):
+    """A recording [leads, time] in millivolts as columns, which say their leads, unit and rate."""
+    header = f"# Sampling Rate (Hz):= {sampling_rate:g}\n" + ",".join(f"{lead} (mV)" for lead in leads)
+    np.savetxt(path, signal.T, fmt="%.3f", delimiter=",", header=header, comments="")
 
 
 def drawn_up_ecg(leads, sampling_rate, seconds=10.0):

@@ -17,11 +17,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
 from hf_ecgmamba import EcgMambaFeatureExtractor, EcgMambaForSequenceClassification
 from hf_ecgmamba.onnx import export_onnx, metadata
-from hf_ecgmamba.publishing import drawn_up_ecg
+from hf_ecgmamba.publishing import drawn_up_ecg, write_csv
 from hf_ecgmamba.statements import in_words
 
 PAGE = Path(__file__).resolve().parents[1] / "model_cards" / "ecgmamba" / "browser"
@@ -30,6 +28,7 @@ ORT_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 CDN = f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{ORT_VERSION}/dist/"
 # where the Hub sends a browser that asks a Space for a large file; a policy holds for redirections, too
 HUB_STORAGE = "https://huggingface.co https://*.huggingface.co https://*.hf.co"
+EXAMPLE_RATE = 250  # of nobody's ECG; the page must change it
 PROBLEM_TYPES = ("multi_label_classification", "single_label_classification")
 
 
@@ -80,7 +79,8 @@ def build_page(folder, output, int8=False, ort=None):
         export_onnx(model, feature_extractor, staging / "model.onnx", int8)
         facts = {"name": "ECGMamba", **facts, "runtime": CDN if ort is None else "ort/"}
         (staging / "model.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        write_example(staging / "example.csv", feature_extractor)
+        leads = feature_extractor.leads
+        write_csv(staging / "example.csv", drawn_up_ecg(leads, EXAMPLE_RATE), leads, EXAMPLE_RATE)
         page = (staging / "index.html").read_text(encoding="utf-8")
         page = page.replace(" THE_RUNTIME", f" {CDN}" if ort is None else "")
         page = page.replace(" THE_STORAGE", f" {CDN} {HUB_STORAGE}" if ort is None else "")
@@ -112,13 +112,6 @@ def page_facts(config, feature_extractor):
     facts["thresholds"] = facts["thresholds"] or [0.5] * len(facts["labels"])
     words = [in_words(label) for label in facts["labels"]]
     return {**facts, "max_gap_seconds": feature_extractor.max_gap_seconds, "words": words}
-
-
-def write_example(path, feature_extractor):
-    """A drawn-up ECG, nobody's, at a rate that the page must change."""
-    leads, rate = feature_extractor.leads, 250
-    header = f"# Sampling Rate (Hz):= {rate}\n" + ",".join(f"{lead} (mV)" for lead in leads)
-    np.savetxt(path, drawn_up_ecg(leads, rate).T, fmt="%.3f", delimiter=",", header=header, comments="")
 
 
 if __name__ == "__main__":

@@ -249,14 +249,7 @@ def _require_small_matlab(path):
             unpacker, left = zlib.decompressobj(), size
             while left > 0 and (part := file.read(min(left, 2**16))):
                 left -= len(part)
-                while part:
-                    try:
-                        total += len(unpacker.decompress(part, 2**20))
-                    except zlib.error as error:
-                        raise ValueError(f"{path.name} is damaged ({one_line(error)})") from None
-                    part = unpacker.unconsumed_tail
-                    if total > MOST_BYTES:
-                        raise ValueError(f"{path.name} unpacks to more than {MOST_BYTES:,} bytes")
+                total = _count_unpacked(path, unpacker, part, total)
 
 
 def _require_small_dicom(path):
@@ -270,14 +263,21 @@ def _require_small_dicom(path):
         file.seek(144 + int.from_bytes(first_group[8:], "little"))
         unpacker, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
         while (part := file.read(2**16)) and not unpacker.eof:
-            while part:
-                try:
-                    total += len(unpacker.decompress(part, 2**20))
-                except zlib.error as error:
-                    raise ValueError(f"{path.name} is damaged ({one_line(error)})") from None
-                part = unpacker.unconsumed_tail
-                if total > MOST_BYTES:
-                    raise ValueError(f"{path.name} unpacks to more than {MOST_BYTES:,} bytes")
+            total = _count_unpacked(path, unpacker, part, total)
+
+
+def _count_unpacked(path, unpacker, part, total):
+    """`total` and the bytes that a part of a file unpacks to, a megabyte at a time and kept nowhere; ValueError beyond
+    what is allowed, or where the part is damaged."""
+    while part:
+        try:
+            total += len(unpacker.decompress(part, 2**20))
+        except zlib.error as error:
+            raise ValueError(f"{path.name} is damaged ({one_line(error)})") from None
+        part = unpacker.unconsumed_tail
+        if total > MOST_BYTES:
+            raise ValueError(f"{path.name} unpacks to more than {MOST_BYTES:,} bytes")
+    return total
 
 
 def _require_few_elements(path):

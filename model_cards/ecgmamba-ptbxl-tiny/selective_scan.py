@@ -159,6 +159,13 @@ def _step_sizes(dt, dt_bias, dt_softplus, dtype):
     return F.softplus(dt) if dt_softplus else dt
 
 
+def _with_skip(y, signal, D, mask):
+    """y with the share of the signal that skips the state, and zero where a step is padding."""
+    if D is not None:
+        y = y + D.to(y.dtype)[:, None, None] * signal
+    return y if mask is None else y.masked_fill(~mask.unsqueeze(-1), 0)
+
+
 def selective_scan_reference(x, dt, A, B, C, D=None, dt_bias=None, dt_softplus=False, mask=None):
     """The definition of correct: one step after another. Arguments as in [`selective_scan`]."""
     dtype = kernel_dtype(x)
@@ -177,10 +184,7 @@ def selective_scan_reference(x, dt, A, B, C, D=None, dt_bias=None, dt_softplus=F
             h = after if mask is None else torch.where(mask[:, t, None, None], after, h)
             outputs[t] = (h * C_t.unsqueeze(1)).sum(-1)
         y.append(torch.stack(outputs, 1))
-    y = torch.stack(y)
-    if D is not None:
-        y = y + D.to(dtype)[:, None, None] * signal
-    return (y if mask is None else y.masked_fill(~mask.unsqueeze(-1), 0)).to(x.dtype)
+    return _with_skip(torch.stack(y), signal, D, mask).to(x.dtype)
 
 
 def selective_scan_chunked(x, dt, A, B, C, D=None, dt_bias=None, dt_softplus=False, mask=None):
@@ -210,10 +214,7 @@ def selective_scan_chunked(x, dt, A, B, C, D=None, dt_bias=None, dt_softplus=Fal
             else:
                 outputs[i], h = _scan_span(*span)
         y.append(torch.cat(outputs, 1))
-    y = torch.stack(y)
-    if D is not None:
-        y = y + D.to(dtype)[:, None, None] * signal
-    return (y if mask is None else y.masked_fill(~mask.unsqueeze(-1), 0)).to(x.dtype)
+    return _with_skip(torch.stack(y), signal, D, mask).to(x.dtype)
 
 
 # what the chunked scan holds in memory at once is a few times this many numbers
@@ -284,10 +285,7 @@ def selective_scan_exported(x, dt, A, B, C, D=None, dt_bias=None, dt_softplus=Fa
 
     _, y = scan_operator(step, torch.zeros_like(written[0]), (decays, written, C.unsqueeze(-1)), dim=0)
     y = y.permute(1, 2, 0, 3)
-    y = torch.cat((y[:1], y[1:].flip(2)))
-    if D is not None:
-        y = y + D.to(dtype)[:, None, None] * signal
-    return (y if mask is None else y * mask.unsqueeze(-1)).to(x.dtype)
+    return _with_skip(torch.cat((y[:1], y[1:].flip(2))), signal, D, mask).to(x.dtype)
 
 
 def _always(x, A):
