@@ -485,8 +485,7 @@ def _run_llm(llm, prepared, positions, needs_hidden_states, layers, options, sho
     hidden_size], or with `layers` those after each of them [batch, positions, layers, hidden_size]; and what is
     `shown` of the LLM."""
     options = {name: value for name, value in options.items() if value is not None}
-    inputs, positions, as_wanted = arranged(llm, prepared, positions)
-    inputs = {name: value for name, value in inputs.items() if name != "position_ids" or name in parameters_of(llm)}
+    inputs, positions, as_wanted = _taken_by(llm, prepared, positions)
     can_choose = "logits_to_keep" in parameters_of(llm)
     if can_choose:
         inputs["logits_to_keep"] = positions
@@ -513,12 +512,18 @@ def _run_llm(llm, prepared, positions, needs_hidden_states, layers, options, sho
     return as_wanted(logits), hidden_states, _shown_of(llm, outputs, prepared["attention_mask"], shown)
 
 
+def _taken_by(llm, prepared, positions):
+    """As [`arranged`], without the positions that not every LLM takes."""
+    inputs, positions, as_wanted = arranged(llm, prepared, positions)
+    inputs = {name: value for name, value in inputs.items() if name != "position_ids" or name in parameters_of(llm)}
+    return inputs, positions, as_wanted
+
+
 def _shown(llm, prepared, shown, options):
     """hidden_states and attentions of the LLM's own pass over the prepared inputs, as far as they are `shown`."""
     if not shown:
         return {}
-    inputs, _, _ = arranged(llm, prepared, torch.arange(prepared["attention_mask"].shape[1]))
-    inputs = {name: value for name, value in inputs.items() if name != "position_ids" or name in parameters_of(llm)}
+    inputs, _, _ = _taken_by(llm, prepared, torch.arange(prepared["attention_mask"].shape[1]))
     if "logits_to_keep" in parameters_of(llm):
         inputs["logits_to_keep"] = 1
     outputs = llm(**inputs, **(options | plainly(llm) | shown))

@@ -50,10 +50,13 @@ def full_state_dict(module):
     return {name: full_weight(weight).cpu() for name, weight in weights.items()}
 
 
+def _are_several():
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def is_writer():
     """Whether this process is the one that writes what all of them hold."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return not distributed or torch.distributed.get_rank() == 0
+    return not _are_several() or torch.distributed.get_rank() == 0
 
 
 def loads_on_one_process():
@@ -65,8 +68,7 @@ def loads_on_one_process():
 
 def weights_come_later():
     """Whether the weights that this process has loaded are not yet those of the file, but nothing."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return distributed and loads_on_one_process() and int(os.environ.get("LOCAL_RANK", "-1")) != 0
+    return _are_several() and loads_on_one_process() and int(os.environ.get("LOCAL_RANK", "-1")) != 0
 
 
 def with_whole_weights(method):
